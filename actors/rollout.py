@@ -1,0 +1,305 @@
+"""Rollouts: the student listens and writes G completions of every prompt.
+
+`Rollout` is plain and tested without Ray; `RolloutActor` is its Ray shell, one engine in one process. The actor opens
+recordings itself, so audio never travels; what it returns is owned by the caller, so a dead actor takes no finished
+group with it. Methods run one at a time: a push waits for the generation that is under way and the other way round,
+so no completion is ever sampled from two versions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import ray
+from ray.util.metrics import Counter, Gauge
+
+from speechsum.audio import DEFAULT_LIMITS, SAMPLE_RATE, AudioError, AudioLimits, load_audio
+from speechsum.config import ModelConfig, RolloutConfig
+from speechsum.errors import RunError, UserError
+from speechsum.families import FAMILIES
+from speechsum.prompting import PromptBuilder
+from speechsum.types import (
+    AudioRef,
+    Prompt,
+    SamplingParams,
+    Trajectory,
+    TrajectoryGroup,
+    WeightsVersion,
+    trajectory_id,
+)
+from speechsum.weights import WeightsPayload, WeightsRefused
+
+if TYPE_CHECKING:
+    from actors.engine import Engine, EngineOutput, EngineRequest
+
+BASE_VERSION = -1
+"""What an engine serves before its first push: the checkpoint as it is on disk."""
+
+Draw = tuple[int, Prompt]
+"""(epoch, prompt): the same prompt in another epoch is another draw."""
+
+
+class StaleWeights(RunError):
+    """The rollout was asked for a version newer than it has; it never serves an older one instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutFailure:
+    """A prompt without completions, in place of its group. Rollout actor -> controller, which counts and drops it."""
+
+    prompt_id: str
+    reason: str
+
+
+Rolled = TrajectoryGroup | RolloutFailure
+
+
+@dataclass(slots=True)
+class RolloutTotals:
+    """Running totals since the start; the Ray shell publishes them."""
+
+    tokens: int = 0
+    audio_s: float = 0.0
+    generate_s: float = 0.0
+    groups: int = 0
+    failures: int = 0
+    pushes: int = 0
+    refused_pushes: int = 0
+    last_tokens_per_s: float = 0.0
+    last_receive_s: float = 0.0
+
+
+@dataclass
+class Rollout:
+    """An engine, the way to its prompts, and the version of the weights it holds.
+
+    `load` opens a recording as float32 mono at 16 kHz; tests give their own.
+    """
+
+    engine: Engine
+    builder: PromptBuilder
+    limits: AudioLimits = DEFAULT_LIMITS
+    load: Callable[[AudioRef, AudioLimits], np.ndarray] = load_audio
+    version: int = BASE_VERSION
+    totals: RolloutTotals = field(default_factory=RolloutTotals)
+    refusal: str = ""
+    _checksum: str = ""
+
+    def generate(self, draws: Sequence[Draw], sampling: SamplingParams, run_id: str, min_version: int) -> list[Rolled]:
+        """One group (or failure) per draw, in order, `sampling.n` completions each, in one engine call.
+
+        Raises `StaleWeights` when the weights held are older than `min_version`. A recording that does not open
+        costs its own prompt only.
+        """
+        if self.version < min_version:
+            why = f"; the last push was refused: {self.refusal}" if self.refusal else ""
+            raise StaleWeights(f"rollout holds weights version {self.version}, asked for at least {min_version}{why}")
+        started = time.perf_counter()
+        prepared = [self._request(draw, sampling) for draw in draws]
+        requests = [p for p in prepared if not isinstance(p, RolloutFailure)]
+        outputs = iter(self.engine.generate(requests, replace(sampling, seed=None)))
+        rolled = [
+            p if isinstance(p, RolloutFailure) else self._group(draw, next(outputs), run_id)
+            for p, draw in zip(prepared, draws, strict=True)
+        ]
+        self._count(rolled, requests, time.perf_counter() - started)
+        return rolled
+
+    def receive(self, payload: WeightsPayload, version: WeightsVersion | None = None, *, rollback: bool = False) -> int:
+        """Swap to the weights in `payload` and return their version; a repeat of the version held is a no-op.
+
+        Raises `WeightsRefused` for a payload that is damaged, not the `version` announced, or not newer than what
+        is held. The old weights then stay in force under their old number, and `refusal` says why. `rollback` lets
+        an older version in, for a learner that went back to a checkpoint.
+        """
+        try:
+            return self._receive(payload, version, rollback)
+        except WeightsRefused as error:
+            self.totals.refused_pushes += 1
+            self.refusal = str(error)
+            raise
+
+    def metrics(self) -> dict[str, float]:
+        """Totals since the start, under the names that the run's metrics use."""
+        t = self.totals
+        return {
+            "rollout/tokens": t.tokens,
+            "rollout/tokens_per_s": t.last_tokens_per_s,
+            "rollout/audio_s": t.audio_s,
+            "rollout/generate_s": t.generate_s,
+            "rollout/groups": t.groups,
+            "rollout/failures": t.failures,
+            "rollout/pushes": t.pushes,
+            "rollout/refused_pushes": t.refused_pushes,
+            "rollout/receive_s": t.last_receive_s,
+            "rollout/policy_version": self.version,
+        }
+
+    def close(self) -> None:
+        """Shut the engine down."""
+        self.engine.close()
+
+    def _receive(self, payload: WeightsPayload, version: WeightsVersion | None, rollback: bool) -> int:
+        stamp = payload.version
+        if version is not None and version != stamp:
+            raise WeightsRefused(f"weights version {version.version} was announced, version {stamp.version} arrived")
+        if stamp.version == self.version and stamp.checksum == self._checksum:
+            return self.version
+        if stamp.version <= self.version and not rollback:
+            raise WeightsRefused(f"weights version {stamp.version} is not newer than {self.version}, which is held")
+        started = time.perf_counter()
+        self.engine.update_weights(payload)
+        self.version, self._checksum, self.refusal = stamp.version, stamp.checksum, ""
+        self.totals.pushes += 1
+        self.totals.last_receive_s = time.perf_counter() - started
+        return self.version
+
+    def _request(self, draw: Draw, sampling: SamplingParams) -> EngineRequest | RolloutFailure:
+        from actors.engine import EngineRequest
+
+        epoch, prompt = draw
+        try:
+            samples = self.load(prompt.audio, self.limits)
+            ids = self.builder.request_ids(prompt.instruction)
+        except AudioError as error:
+            return RolloutFailure(prompt.id, f"audio {error.reason.value}: {error}")
+        except UserError as error:
+            return RolloutFailure(prompt.id, str(error))
+        return EngineRequest(ids, samples, _seed(sampling.seed, epoch, prompt.id))
+
+    def _group(self, draw: Draw, output: object, run_id: str) -> Rolled:
+        from actors.engine import EngineRefusal
+
+        epoch, prompt = draw
+        if isinstance(output, EngineRefusal):
+            return RolloutFailure(prompt.id, f"engine: {output.reason}")
+        made: EngineOutput = output  # type: ignore[assignment]
+        if not all(np.isfinite(s.logprobs).all() for s in made.samples):
+            return RolloutFailure(prompt.id, "engine: log-probabilities are not finite")
+        trajectories = tuple(
+            Trajectory(
+                id=trajectory_id(run_id, epoch, prompt.id, i),
+                token_ids=s.token_ids,
+                logprobs=s.logprobs,
+                text=s.text,
+                finish_reason=s.finish_reason,
+                policy_version=self.version,
+            )
+            for i, s in enumerate(made.samples)
+        )
+        return TrajectoryGroup(prompt=prompt, prompt_ids=made.prompt_ids, trajectories=trajectories)
+
+    def _count(self, rolled: Sequence[Rolled], requests: Sequence[EngineRequest], seconds: float) -> None:
+        groups = [r for r in rolled if isinstance(r, TrajectoryGroup)]
+        tokens = sum(len(t.token_ids) for group in groups for t in group.trajectories)
+        t = self.totals
+        t.tokens += tokens
+        t.groups += len(groups)
+        t.failures += len(rolled) - len(groups)
+        t.audio_s += sum(len(r.samples) for r in requests if r.samples is not None) / SAMPLE_RATE
+        t.generate_s += seconds
+        t.last_tokens_per_s = tokens / seconds
+
+
+def _seed(seed: int | None, epoch: int, prompt_id: str) -> int | None:
+    """A seed of its own for every draw, so that equal prompts of two epochs do not sample alike."""
+    if seed is None:
+        return None
+    digest = hashlib.blake2b(f"{seed}\0{epoch}\0{prompt_id}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+@ray.remote
+class RolloutActor:
+    """`Rollout` in a Ray actor, with its metrics on Ray's Prometheus endpoint.
+
+    `checkpoint` is a folder that exists on the node. `index` tells actors of one run apart in metrics and seeds.
+    """
+
+    def __init__(
+        self, checkpoint: str, model: ModelConfig, config: RolloutConfig, *, index: int = 0, seed: int = 0
+    ) -> None:
+        from actors.engine import Engine
+
+        family = FAMILIES[model.family]
+        engine = Engine(
+            checkpoint, config.engine, dtype=model.dtype, audio=True, transport=config.transport, seed=seed + index
+        )
+        builder = PromptBuilder.load(Path(checkpoint), family)
+        self._rollout = Rollout(engine, builder, AudioLimits(max_s=model.max_audio_s))
+        self._published = _Metrics(index)
+
+    def ready(self) -> int:
+        """The version held; answers once the engine is loaded."""
+        return self._rollout.version
+
+    def version(self) -> int:
+        """The version of the weights in force."""
+        return self._rollout.version
+
+    def generate(self, draws: Sequence[Draw], sampling: SamplingParams, run_id: str, min_version: int) -> list[Rolled]:
+        """See `Rollout.generate`."""
+        rolled = self._rollout.generate(draws, sampling, run_id, min_version)
+        self._published.update(self._rollout)
+        return rolled
+
+    def receive(self, payload: WeightsPayload, version: WeightsVersion | None = None, *, rollback: bool = False) -> int:
+        """See `Rollout.receive`. Pass the payload's ObjectRef as the argument itself: it is read in place."""
+        try:
+            return self._rollout.receive(payload, version, rollback=rollback)
+        finally:
+            self._published.update(self._rollout)
+
+    def metrics(self) -> dict[str, float]:
+        """See `Rollout.metrics`."""
+        return self._rollout.metrics()
+
+    def close(self) -> None:
+        """Shut the engine down before the actor is released."""
+        self._rollout.close()
+
+
+class _Metrics:
+    """Ray metrics of one rollout actor; counters gain `_total` when scraped."""
+
+    def __init__(self, index: int) -> None:
+        tags = {"actor": str(index)}
+        counters = {
+            "tokens": "Tokens sampled.",
+            "audio_seconds": "Audio heard, in seconds.",
+            "failures": "Prompts without completions.",
+            "refused_pushes": "Weight pushes that were refused.",
+        }
+        gauges = {
+            "tokens_per_second": "Tokens sampled per second in the last call.",
+            "receive_seconds": "Duration of the last weight push, in seconds.",
+            "policy_version": "Version of the weights in force.",
+        }
+        self._counters = {n: Counter(f"speechsum_rollout_{n}", d, ("actor",)) for n, d in counters.items()}
+        self._gauges = {n: Gauge(f"speechsum_rollout_{n}", d, ("actor",)) for n, d in gauges.items()}
+        for metric in (*self._counters.values(), *self._gauges.values()):
+            metric.set_default_tags(tags)
+        self._seen = dict.fromkeys(counters, 0.0)
+
+    def update(self, rollout: Rollout) -> None:
+        """Publish what changed since the last call."""
+        t = rollout.totals
+        now = {
+            "tokens": t.tokens,
+            "audio_seconds": t.audio_s,
+            "failures": t.failures,
+            "refused_pushes": t.refused_pushes,
+        }
+        for name, value in now.items():
+            if value > self._seen[name]:
+                self._counters[name].inc(value - self._seen[name])
+                self._seen[name] = value
+        self._gauges["tokens_per_second"].set(t.last_tokens_per_s)
+        self._gauges["receive_seconds"].set(t.last_receive_s)
+        self._gauges["policy_version"].set(rollout.version)

@@ -1,0 +1,69 @@
+"""The controller's ports on real Ray actors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray import ObjectRef
+
+from cluster.groups import JudgePool, LearnerGroup, RolloutPool, fetch
+from speechsum.data import Draw
+from speechsum.prompting import PromptBuilder
+from speechsum.types import Batch, PushMode, SamplingParams, TrajectoryGroup, WeightsVersion
+
+
+class RayPorts:
+    """Groups of actors as the controller sees them. `rollout` and `judge` are None in a run that needs neither."""
+
+    def __init__(
+        self, builder: PromptBuilder, learner: LearnerGroup, rollout: RolloutPool | None, judge: JudgePool | None, *,
+        run_id: str, mode: PushMode,
+    ) -> None:  # fmt: skip
+        self.builder, self.learner, self.rollout, self.judge = builder, learner, rollout, judge
+        self.run_id, self.mode = run_id, mode
+        self.stamp: WeightsVersion | None = None
+        self._pools: dict[ObjectRef, RolloutPool | JudgePool] = {}
+
+    def generate(self, draws: Sequence[Draw], sampling: SamplingParams, version: int) -> ObjectRef:
+        assert self.rollout is not None
+        return self._owned(self.rollout.generate(draws, sampling, self.run_id, version), self.rollout)
+
+    def score(self, groups: Sequence[TrajectoryGroup]) -> ObjectRef:
+        assert self.judge is not None
+        return self._owned(self.judge.score_groups(groups), self.judge)
+
+    def step(self, batch: Batch, version: int) -> ObjectRef:
+        return self.learner.step(batch, version)
+
+    def push(self, version: int, mode: PushMode | None = None) -> dict[str, float]:
+        """Publish and receive; returns when every rollout actor serves `version`."""
+        assert self.rollout is not None
+        started = time.perf_counter()
+        self.stamp, payload = self.learner.publish(version, mode or self.mode)
+        self.rollout.receive(payload, self.stamp)
+        return {
+            "sync/publish_s": time.perf_counter() - started,
+            "sync/receive_s": self.rollout.receive_s(),
+            "sync/bytes": self.stamp.bytes,
+        }
+
+    def wait(self, handles: Sequence[ObjectRef]) -> list[ObjectRef]:
+        done, _ = ray.wait(list(handles), num_returns=1)
+        return done
+
+    def result(self, handle: ObjectRef) -> Any:
+        pool = self._pools.pop(handle, None)
+        return pool.take(handle) if pool else fetch(handle)
+
+    def completion_ids(self, text: str) -> Any:
+        return self.builder.completion_ids(text)
+
+    def request_ids(self, instruction: str) -> list[int]:
+        return self.builder.request_ids(instruction)
+
+    def _owned(self, ref: ObjectRef, pool: RolloutPool | JudgePool) -> ObjectRef:
+        self._pools[ref] = pool
+        return ref

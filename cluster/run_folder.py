@@ -1,0 +1,190 @@
+"""The folder a run leaves behind, and the rules by which one may be begun, gone on with or replaced.
+
+A run costs hours, so nothing is ever deleted on a guess: an occupied folder is refused with the ways out, and
+replacing one moves the old run aside first.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from speechsum.config import RunConfig
+from speechsum.errors import UserError
+
+SHOWN_DIFFERENCES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Where each part of a run lies. Driver -> watch, ledger, learner, bench, all of which write below it."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: str | Path, config: RunConfig, *, resume: bool = False, overwrite: bool = False) -> Self:
+        """The folder, ready to be written to: new, gone on with, or replaced. Raises `UserError` with the remedy."""
+        folder = cls(Path(path).absolute())
+        folder.check(config, resume=resume, overwrite=overwrite)
+        try:
+            if overwrite and folder.config.exists():
+                _move_aside(folder.path)
+            for part in (folder.path, folder.trajectories, folder.checkpoints, folder.logs):
+                part.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder.config, _dump(config))
+        except OSError as error:
+            raise UserError(f"cannot write the run folder {path}: {error.strerror}; choose another --run-dir") from None
+        return folder
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """An existing run's folder, to read from or add to."""
+        folder = cls(Path(path).absolute())
+        if not folder.config.is_file():
+            raise UserError(f"{path} is not a run folder (it has no config.json); name one that `train` made")
+        return folder
+
+    def check(self, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
+        """Refuse, before anything heavy starts and without touching the disk, what `create` would refuse."""
+        if resume and overwrite:
+            raise UserError("--resume goes on with a run and --overwrite replaces it; give one of the two")
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file; choose another --run-dir")
+        if resume:
+            self._check_same_run(config)
+        elif self.path.exists() and any(self.path.iterdir()):
+            self._check_may_replace(overwrite)
+
+    def _check_may_replace(self, overwrite: bool) -> None:
+        is_run = self.config.is_file()
+        if overwrite and is_run:
+            return
+        if overwrite:
+            raise UserError(
+                f"{self.path} holds files but no run (no config.json), so --overwrite leaves it alone; "
+                "choose another --run-dir"
+            )
+        ways = "--resume to go on with it, --overwrite to move it aside, or another --run-dir"
+        raise UserError(f"{self.path} is not empty; give {ways if is_run else 'another --run-dir'}")
+
+    def _check_same_run(self, config: RunConfig) -> None:
+        if not self.config.is_file():
+            raise UserError(f"{self.path} holds no run to go on with; leave out --resume to start one")
+        try:
+            saved = json.loads(self.config.read_text(encoding="utf-8"))
+        except ValueError:
+            raise UserError(f"{self.config} is damaged; give --overwrite to start anew") from None
+        differing = list(_differences(saved, json.loads(_dump(config))))
+        if differing:
+            shown = ", ".join(differing[:SHOWN_DIFFERENCES])
+            more = f" and {len(differing) - SHOWN_DIFFERENCES} more" if len(differing) > SHOWN_DIFFERENCES else ""
+            raise UserError(
+                f"the recipe differs from the one {self.path} was started with: {shown}{more}; "
+                "restore these to go on, or choose another --run-dir"
+            )
+
+    @property
+    def config(self) -> Path:
+        """The resolved recipe. Its presence is what makes a folder a run folder."""
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        """A JSON line for each step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """A JSON line for each completion that was shown."""
+        return self.path / "samples.jsonl"
+
+    @property
+    def trajectories(self) -> Path:
+        """Folder of Parquet files with every trajectory."""
+        return self.path / "trajectories"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder with one folder for each checkpoint."""
+        return self.path / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        """Folder for what people rarely read: tracebacks, engine output."""
+        return self.path / "logs"
+
+    @property
+    def summary(self) -> Path:
+        """What came of the run."""
+        return self.path / "summary.json"
+
+    @property
+    def wandb_id(self) -> Path:
+        """The id under which wandb knows the run, so that a resumed run stays one run there."""
+        return self.path / "wandb-id"
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write `summary.json` in one step. A number that is not finite is refused: readers could not parse it."""
+        bad = next(
+            (key for key, value in _leaves(summary) if isinstance(value, float) and not math.isfinite(value)), None
+        )
+        if bad is not None:
+            raise ValueError(f"summary: {bad!r} is not a finite number; write None for what was not measured")
+        write_atomically(self.summary, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+    def read_summary(self) -> dict[str, Any]:
+        """`summary.json`, or a sentence on how to get one."""
+        try:
+            return dict(json.loads(self.summary.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise UserError(f"{self.path} has no summary.json yet; finish the run with --resume") from None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write beside `path` and rename, so that a reader, or a crash, never meets half a file."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def _dump(config: RunConfig) -> str:
+    return config.model_dump_json(indent=2) + "\n"
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of everything in a JSON tree; an empty section is a leaf."""
+    if isinstance(tree, dict | list | tuple) and tree:
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        for key, value in items:
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, tree
+
+
+def _differences(saved: Any, wanted: Any) -> Iterator[str]:
+    """`key (was 1, now 2)` for each value that is not the same."""
+    old, new = dict(_leaves(saved)), dict(_leaves(wanted))
+    for key in [*old, *(key for key in new if key not in old)]:
+        was, now = (json.dumps(side[key]) if key in side else "absent" for side in (old, new))
+        if was != now:
+            yield f"{key} (was {was}, now {now})"
+
+
+def _move_aside(path: Path) -> None:
+    """Rename the run to `<name>.old-<n>`; of earlier runs moved aside, only this newest is kept."""
+    numbered = re.compile(re.escape(path.name) + r"\.old-(\d+)")
+    aside = {int(found[1]): other for other in path.parent.iterdir() if (found := numbered.fullmatch(other.name))}
+    path.rename(path.with_name(f"{path.name}.old-{max(aside, default=0) + 1}"))
+    for older in aside.values():
+        if not older.is_symlink() and (older / "config.json").is_file():
+            shutil.rmtree(older)

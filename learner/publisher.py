@@ -1,0 +1,44 @@
+"""What the learner holds -> a stamped payload for the engines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from speechsum.lora import merge, pair_names
+from speechsum.types import PushMode
+from speechsum.weights import WeightsPayload, make_payload, to_numpy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Publisher:
+    """Makes payloads on rank 0. `checkpoint` is the frozen base that engines started from."""
+
+    def __init__(self, checkpoint: Path, scale: float) -> None:
+        self.checkpoint = checkpoint
+        self.scale = scale
+
+    def payload(self, version: int, mode: PushMode, tensors: Mapping[str, Tensor]) -> WeightsPayload:
+        """The adapter and projector as they are, or every tensor of the model, merged."""
+        chosen = tensors if mode is PushMode.ADAPTER else dict(self._merged(tensors))
+        return make_payload(version, mode, {n: to_numpy(t) for n, t in chosen.items()}, self.scale)
+
+    def _merged(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        from safetensors import safe_open
+
+        for shard in sorted(self.checkpoint.glob("*.safetensors")):
+            with safe_open(shard, "pt") as source:
+                for name in source.keys():
+                    weight = source.get_tensor(name)
+                    yield name, merged_tensor(weight, name, tensors, self.scale)
+
+
+def merged_tensor(weight: Tensor, name: str, tensors: Mapping[str, Tensor], scale: float) -> Tensor:
+    """One tensor of the merged model: replaced, adapted, or as the base has it; always in the base's dtype."""
+    if name in tensors:
+        return tensors[name].to(weight.dtype).contiguous()
+    a, b = pair_names(name)
+    return merge(weight, tensors[a], tensors[b], scale) if a in tensors else weight

@@ -1,0 +1,112 @@
+"""One learner rank as a Ray actor: a process group, a `Learner`, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from learner import checkpoint as checkpoints
+from learner.publisher import Publisher
+from speechsum.config import RunConfig, StageConfig
+from speechsum.types import PushMode, TrainingSample, WeightsVersion
+from speechsum.weights import WeightsPayload
+
+
+@ray.remote
+class LearnerWorker:
+    """Rank `rank` of `config.learner.ranks`. Methods are collective: the group calls them on every rank at once."""
+
+    def __init__(self, config: RunConfig, rank: int, checkpoint: str) -> None:
+        self.config = config
+        self.rank = rank
+        self.checkpoint = Path(checkpoint)
+
+    def address(self) -> tuple[str, int]:
+        """A host and free port where rank 0 can hold the rendezvous."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def join(self, host: str, port: int) -> None:
+        """Meet the other ranks, then load the model."""
+        import torch
+        import torch.distributed as dist
+
+        from learner.learner import Learner
+
+        torch.set_num_threads(self.config.learner.threads_per_rank)
+        os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port))  # where torch itself looks for them
+        dist.init_process_group(
+            self.config.learner.backend, rank=self.rank, world_size=self.config.learner.ranks,
+            timeout=timedelta(seconds=self.config.learner.collective_timeout_s),
+        )  # fmt: skip
+        self.learner = Learner(self.config, self.checkpoint)
+        self.publisher = Publisher(self.checkpoint, self.learner.policy.scale)
+
+    def begin_stage(self, stage: StageConfig) -> None:
+        """See `Learner.begin_stage`."""
+        self.learner.begin_stage(stage)
+
+    def step(
+        self, shard: Sequence[TrainingSample], loss_tokens: int, sequences: int, policy_version: int
+    ) -> dict[str, float]:
+        """See `Learner.step`. `shard` arrives by reference from the object store."""
+        return self.learner.step(shard, loss_tokens=loss_tokens, sequences=sequences, policy_version=policy_version)
+
+    def logprobs(self, samples: Sequence[TrainingSample]) -> list[np.ndarray]:
+        """See `Learner.logprobs`."""
+        return self.learner.logprobs(samples)
+
+    @ray.method(num_returns=2)
+    def publish(self, version: int, mode: PushMode) -> tuple[WeightsVersion | None, WeightsPayload | None]:
+        """The stamp and, as an object of its own, the payload; both None on every rank but the first."""
+        tensors = self.learner.adapter()
+        if self.rank:
+            return None, None
+        payload = self.publisher.payload(version, mode, tensors)
+        return payload.version, payload
+
+    def load_adapter(self, path: str) -> None:
+        """Start from the adapter in a safetensors file."""
+        from safetensors.torch import load_file
+
+        self.learner.load_adapter(load_file(path))
+
+    def save(self, folder: str, number: int, state: dict[str, Any], keep: int) -> str | None:
+        """Checkpoint weights, optimizer and `state`; gives the folder on rank 0."""
+        tensors, moments = self.learner.adapter(), self.learner.optimizer_state()
+        if self.rank:
+            return None
+        state = state | {"optimizer_step": self.learner.optimizer_step}
+        return str(checkpoints.save_checkpoint(Path(folder), number, tensors, moments, state, keep))
+
+    def restore(self, path: str) -> None:
+        """Continue from a checkpoint that verified. The stage must have begun."""
+        tensors, moments, state = checkpoints.load_checkpoint(Path(path))
+        self.learner.load_adapter(tensors)
+        self.learner.load_optimizer_state(moments, int(state["optimizer_step"]))
+
+    def export(self, out: str) -> None:
+        """A merged Hugging Face checkpoint at `out`, and the bare adapter beside its weights."""
+        tensors = self.learner.adapter()
+        if self.rank == 0:
+            checkpoints.export_merged(self.checkpoint, tensors, self.learner.policy.scale, Path(out))
+
+    def export_adapter(self, path: str) -> None:
+        """The adapter alone, in the model's dtype, as one safetensors file."""
+        tensors = self.learner.adapter()
+        if self.rank == 0:
+            checkpoints.export_adapter(Path(path), tensors, self.learner.dtype)
+
+    def close(self) -> None:
+        """Leave the process group."""
+        import torch.distributed as dist
+
+        dist.destroy_process_group()

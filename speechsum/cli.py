@@ -1,0 +1,357 @@
+"""The command line. Imports nothing but the standard library until a command is chosen, so `--help` is instant.
+
+Three kinds of end: a mistake of the user is one sentence and exit code 2, a run that cannot go on one sentence and 1,
+anything else one sentence and 1 with the traceback in a file that the sentence names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from speechsum import __version__
+from speechsum.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from speechsum.config import RunConfig
+
+STANDALONE = Path(__file__).with_name("standalone.toml")
+DEFAULT_INSTRUCTION = "Summarize what is said in one sentence."
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code. argparse itself exits with 2 on options it does not know."""
+    options = _parser().parse_args(argv)
+    try:
+        return int(options.command(options))
+    except UserError as error:
+        return _complain(str(error), 2)
+    except RunError as error:
+        return _complain(str(error), 1)
+    except KeyboardInterrupt:
+        print(f"\nspeechsum: stopped; {_how_to_go_on(options)}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read our output has seen enough; python would complain again on its way out
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # the task's boundary
+        log = _write_traceback(options)
+        first = (str(error).strip() or "no message").splitlines()[0]
+        hint = "; `speechsum doctor` shows what is missing" if isinstance(error, ImportError) else ""
+        return _complain(f"{type(error).__name__}: {first}{hint} (traceback in {log})", 1)
+
+
+def _complain(sentence: str, code: int) -> int:
+    print(f"speechsum: error: {sentence}", file=sys.stderr)
+    return code
+
+
+def _how_to_go_on(options: argparse.Namespace) -> str:
+    run_dir: Path | None = getattr(options, "run_dir", None)
+    recipe = getattr(options, "recipe", None)
+    if options.command is not _train or run_dir is None or not (run_dir / "config.json").exists():
+        return "run the same command to start again"
+    command = ["speechsum", "train", str(recipe), "--run-dir", str(run_dir)]
+    command += [part for override in options.override for part in ("-o", override)]
+    command += ["--address", options.address] if options.address else []
+    return f"go on from the last checkpoint with: {shlex.join([*command, '--resume'])}"
+
+
+def _write_traceback(options: argparse.Namespace) -> Path:
+    """Into the run's logs where there is a run, else into a temporary file."""
+    run_dir: Path | None = getattr(options, "run_dir", None)
+    logs = run_dir / "logs" if run_dir is not None else None
+    folder = logs if logs is not None and logs.is_dir() and os.access(logs, os.W_OK) else None
+    handle, name = tempfile.mkstemp(prefix="speechsum-error-", suffix=".log", dir=folder)
+    with open(handle, "w", encoding="utf-8") as file:
+        traceback.print_exc(file=file)
+    return Path(name)
+
+
+# --- options -------------------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="speechsum", description="Teach audio LLMs to summarise speech with reinforcement learning."
+    )
+    parser.add_argument("--version", action="version", version=f"speechsum {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    doctor = commands.add_parser("doctor", help="check that this machine has what a run needs")
+    doctor.set_defaults(command=_doctor)
+    _add_data(commands)
+    _add_train(commands)
+    _add_eval(commands)
+    _add_judge(commands)
+    _add_summarize(commands)
+    bench = commands.add_parser("bench", help="measure the parts: rollout speed, weight sync, prompt-once")
+    bench.add_argument("--run-dir", type=Path, metavar="D", help="a run whose summary.json gets the figures")
+    bench.add_argument("--only", metavar="NAME", help="run one benchmark")
+    bench.set_defaults(command=_bench)
+    return parser
+
+
+def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    data = commands.add_parser("data", help="make starter speech, or check a manifest")
+    kinds = data.add_subparsers(metavar="COMMAND", required=True)
+    synth = kinds.add_parser("synth", help="write a set of synthetic talks with requests and references")
+    synth.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for audio and manifest")
+    synth.add_argument("--clips", type=_positive, default=256, metavar="N", help="how many (default: %(default)s)")
+    synth.add_argument("--seed", type=int, default=0, metavar="S", help="which set (default: %(default)s)")
+    synth.add_argument("--held-out", action="store_true", help="patterns and voices that training never uses")
+    synth.add_argument("--requests", type=_names, metavar="A,B", help="kinds of request (default: every summary kind)")
+    synth.add_argument("--workers", type=_positive, default=2, metavar="N", help="processes (default: %(default)s)")
+    synth.set_defaults(command=_data_synth)
+    check = kinds.add_parser("check", help="list everything wrong with a manifest in one pass")
+    check.add_argument("manifest", type=Path, metavar="MANIFEST", help=".parquet or .jsonl")
+    check.add_argument("--root", type=Path, metavar="R", help="folder that no audio path may leave")
+    check.add_argument("--recipe", type=Path, metavar="RECIPE", help="take root and audio limit from this recipe")
+    check.add_argument("--max-audio-s", type=_positive_float, metavar="S", help="longest recording (default: 30)")
+    check.set_defaults(command=_data_check)
+
+
+def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    train = commands.add_parser("train", help="train by a recipe")
+    train.add_argument("recipe", type=Path, metavar="RECIPE", help="a TOML file such as recipes/demo.toml")
+    _add_override(train)
+    train.add_argument("--run-dir", type=Path, metavar="D", help="run folder (default: runs/<recipe name>-<time>)")
+    train.add_argument("--address", metavar="A", help="a Ray cluster to join (default: start one here)")
+    again = train.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on from the run folder's last checkpoint")
+    again.add_argument("--overwrite", action="store_true", help="move an existing run aside and start anew")
+    train.set_defaults(command=_train)
+
+
+def _add_eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    evaluate = commands.add_parser("eval", help="measure a checkpoint on held-out speech, with the wrong-audio control")
+    evaluate.add_argument("--checkpoint", type=Path, required=True, metavar="P", help="exported checkpoint folder")
+    evaluate.add_argument("--data", type=Path, required=True, metavar="M", help="manifest of held-out speech")
+    evaluate.add_argument("--out", type=Path, required=True, metavar="F", help="JSON file for the result")
+    evaluate.add_argument("--judge-path", metavar="P", help="causal LM of the likelihood judge (default: starter)")
+    evaluate.add_argument("--clips", type=_positive, metavar="N", help="at most so many items")
+    _add_override(evaluate)
+    evaluate.set_defaults(command=_eval)
+
+
+def _add_judge(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    judge = commands.add_parser("judge", help="use a judge without training")
+    kinds = judge.add_subparsers(metavar="COMMAND", required=True)
+    score = kinds.add_parser("score", help="a row in, a row out: reward and breakdown, or null and why")
+    score.add_argument("--input", type=Path, required=True, metavar="X.jsonl", help="transcript, instruction, summary")
+    score.add_argument("--output", type=Path, required=True, metavar="Y.jsonl", help="where the judgements go")
+    score.add_argument("--recipe", type=Path, metavar="RECIPE", help="take the judge from this recipe")
+    _add_override(score)
+    score.set_defaults(command=_judge_score)
+
+
+def _add_summarize(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    summarize = commands.add_parser("summarize", help="summarise recordings")
+    summarize.add_argument("audio", type=Path, nargs="+", metavar="AUDIO", help="recordings (WAV, FLAC, OGG, MP3)")
+    summarize.add_argument("--checkpoint", type=Path, metavar="P", help="exported checkpoint (default: the starter)")
+    summarize.add_argument("--instruction", default=DEFAULT_INSTRUCTION, metavar="T", help="default: %(default)s")
+    summarize.add_argument("--json", action="store_true", help="a line of JSON for each recording")
+    summarize.add_argument("--max-tokens", type=_positive, default=64, metavar="N", help="default: %(default)s")
+    summarize.set_defaults(command=_summarize)
+
+
+def _add_override(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-o", "--override", action="append", default=[], metavar="K=V", help="set a key, e.g. stage.grpo.steps=20"
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text) if text.isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+def _positive_float(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+# --- commands ------------------------------------------------------------------------------------------------------
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from speechsum import doctor
+
+    return doctor.run()
+
+
+def _data_synth(options: argparse.Namespace) -> int:
+    from speechsum.starter.speech import synthesize
+
+    try:
+        manifest = synthesize(
+            options.out,
+            clips=options.clips,
+            seed=options.seed,
+            held_out=options.held_out,
+            kinds=options.requests,
+            workers=options.workers,
+            progress=lambda done, clips: print(f"spoken: {done} of {clips} clips", file=sys.stderr, flush=True),
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    except OSError as error:
+        raise UserError(f"cannot write to {options.out}: {error.strerror}; choose another --out") from error
+    print(manifest)
+    return 0
+
+
+def _data_check(options: argparse.Namespace) -> int:
+    from speechsum.audio import AudioLimits
+    from speechsum.config import ModelConfig, load_recipe
+    from speechsum.data import read_manifest
+
+    recipe = load_recipe(options.recipe) if options.recipe else None
+    root = options.root or (recipe.data.root if recipe else None)
+    model = recipe.model if recipe else ModelConfig()
+    limits = AudioLimits(max_s=options.max_audio_s or model.max_audio_s)
+    prompts = read_manifest(options.manifest, root=root, limits=limits)
+    recordings = len({prompt.audio.key for prompt in prompts})
+    known = ", ".join(
+        f"{sum(bool(getattr(prompt, name)) for prompt in prompts)} with {name}"
+        for name in ("transcript", "reference", "facts")
+    )
+    print(f"{options.manifest}: {len(prompts)} rows are fine ({recordings} recordings; {known})")
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from speechsum.config import load_recipe
+    from speechsum.report import print_summary
+
+    config = load_recipe(options.recipe, options.override)
+    if options.resume and options.run_dir is None:
+        raise UserError("--resume needs --run-dir, the folder of the run to go on with")
+    time = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    options.run_dir = (options.run_dir or Path("runs") / f"{config.name}-{time}").absolute()
+    _refuse_early(config, options)
+    _calm_threads()
+    from cluster.train import run
+
+    summary = run(config, options.run_dir, address=options.address, resume=options.resume, overwrite=options.overwrite)
+    print_summary(summary)
+    print(f"run folder: {options.run_dir}")
+    return 0
+
+
+def _refuse_early(config: RunConfig, options: argparse.Namespace) -> None:
+    """A folder that cannot be used is told before the seconds that the heavy imports take."""
+    from cluster.run_folder import RunFolder
+
+    RunFolder(options.run_dir).check(config, resume=options.resume, overwrite=options.overwrite)
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from speechsum.config import load_recipe
+
+    overrides = list(options.override)
+    overrides += [] if options.clips is None else [f"eval.clips={options.clips}"]
+    overrides += [] if options.judge_path is None else [f"judge.path={json.dumps(options.judge_path)}"]
+    config = load_recipe(STANDALONE, overrides)
+    _must_exist(options.checkpoint, "--checkpoint")
+    _must_exist(options.data, "--data")
+    _calm_threads()
+    from cluster.evaluate import evaluate_checkpoint
+
+    evaluate_checkpoint(options.checkpoint, options.data, options.out, config)
+    print(f"wrote {options.out}")
+    return 0
+
+
+def _judge_score(options: argparse.Namespace) -> int:
+    from speechsum.config import load_recipe
+
+    config = load_recipe(options.recipe or STANDALONE, options.override)
+    _must_exist(options.input, "--input")
+    _calm_threads()
+    from cluster.score import score_file
+
+    score_file(options.input, options.output, config)
+    print(f"wrote {options.output}")
+    return 0
+
+
+def _summarize(options: argparse.Namespace) -> int:
+    _check_recordings(options.audio)
+    if options.checkpoint is not None:
+        _must_exist(options.checkpoint, "--checkpoint")
+    _calm_threads()
+    from cluster.summarize import summarize
+
+    for row in summarize(options.audio, options.checkpoint, options.instruction, options.max_tokens):
+        if options.json:
+            print(json.dumps(row, ensure_ascii=False), flush=True)
+        else:
+            print(f"{row['audio']}: {row['summary']}" if len(options.audio) > 1 else row["summary"], flush=True)
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    if options.run_dir is not None:
+        from cluster.run_folder import RunFolder
+
+        options.run_dir = RunFolder.open(options.run_dir).path
+    _calm_threads()
+    from cluster.bench import run
+
+    run(options.run_dir, options.only)
+    return 0
+
+
+def _check_recordings(paths: Sequence[Path]) -> None:
+    """All recordings that are no good are told at once, before a model loads."""
+    from speechsum.audio import AudioError, AudioLimits, inspect_audio
+    from speechsum.config import ModelConfig
+    from speechsum.types import AudioRef
+
+    problems: list[str] = []
+    for path in paths:
+        try:
+            inspect_audio(AudioRef(str(path.absolute())), AudioLimits(max_s=ModelConfig().max_audio_s))
+        except AudioError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def _must_exist(path: Path, option: str) -> None:
+    if not path.exists():
+        raise UserError(f"{option}: there is nothing at {path}; correct the path")
+
+
+def _calm_threads() -> None:
+    """Idle OpenMP threads must sleep: processes that spin on shared cores run at a tenth of their speed.
+
+    Read by the libraries when they load, and inherited by every process that is started from here.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("KMP_BLOCKTIME", "0")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

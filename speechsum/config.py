@@ -1,0 +1,372 @@
+"""A recipe: one TOML file that says everything about a run.
+
+Import-light on purpose (pydantic only), so that `speechsum train --help` and a recipe check cost nothing. Every
+model is frozen and refuses keys it does not know; the message names the key, the nearest known one and the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from speechsum.errors import UserError
+
+STARTER = "starter"
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """Base of every table: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class LoraConfig(Section):
+    """Low-rank adapter on the language model's linear layers (Hu et al. 2021), trained in every stage."""
+
+    rank: Positive = 16
+    alpha: Positive = 32
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class ModelConfig(Section):
+    """The student. `path` is a local checkpoint folder, or `starter` for the small model the kit assembles.
+
+    `adapter` names the weights to start from: for the starter `aligned`, `early` (a weaker stop of the same
+    alignment run) or `none`; for any model also a folder that this project exported an adapter to.
+    """
+
+    path: str = STARTER
+    family: Literal["audio_flamingo3", "qwen2_5_omni"] = "audio_flamingo3"
+    adapter: str = "none"
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    lora: LoraConfig = LoraConfig()
+    train_projector: bool = True
+    max_audio_s: Annotated[float, Field(gt=0)] = 30.0
+    max_prompt_tokens: Positive = 1024
+
+
+class AugmentConfig(Section):
+    """Train-time audio augmentation by torchaudio, in SFT stages only; all off by default.
+
+    Units: noise as dB of signal to noise, gain in dB. Speed is not offered: prompts count audio tokens beforehand.
+    """
+
+    speed: None = None
+    noise_snr_db: tuple[float, float] | None = None
+    gain_db: tuple[float, float] | None = None
+
+
+class SpeechConfig(Section):
+    """How much starter speech to synthesise when `data.train` is `starter`."""
+
+    train_clips: Positive = 256
+    eval_clips: Positive = 48
+    requests: tuple[str, ...] = ("sentence", "bullets", "task", "keywords")
+    workers: Positive = 2
+
+
+class DataConfig(Section):
+    """Manifests (Parquet or JSONL), or `starter` for the kit's synthetic speech. `root` bounds every audio path."""
+
+    train: str = STARTER
+    eval: str = STARTER
+    root: str | None = None
+    speech: SpeechConfig = SpeechConfig()
+    augment: AugmentConfig = AugmentConfig()
+
+
+class EngineConfig(Section):
+    """vLLM settings shared by rollout and judge engines; the engine file adds what the device needs."""
+
+    threads: Positive = 2
+    max_model_len: Positive = 1280
+    max_num_seqs: Positive = 128
+    kv_cache_gb: Annotated[float, Field(gt=0)] = 0.5
+    gpu_memory_utilization: Fraction = 0.85
+    enforce_eager: bool = True
+
+
+class RolloutConfig(Section):
+    """Rollout actors. Temperature and nucleus are those the learner's importance ratios are computed under."""
+
+    actors: Positive = 1
+    prompts_per_request: Positive = 8
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_tokens: Positive = 48
+    gpus_per_actor: Annotated[float, Field(ge=0)] = 0
+    sync: Literal["adapter", "full"] = "adapter"
+    transport: Literal["object_store", "nccl", "ipc"] = "object_store"
+    engine: EngineConfig = EngineConfig()
+
+    @model_validator(mode="after")
+    def _sampled_distribution_is_the_trained_one(self) -> Self:
+        if self.top_p < 1.0:
+            raise ValueError(
+                "rollout.top_p < 1 makes sampled log-probs differ from the learner's distribution; "
+                "set it to 1.0 and lower rollout.temperature instead"
+            )
+        return self
+
+
+class EndpointConfig(Section):
+    """An OpenAI-compatible endpoint. The key is read from the environment variable `api_key_env`, never stored."""
+
+    url: str = ""
+    model: str = ""
+    api_key_env: str = "SPEECHSUM_JUDGE_API_KEY"
+    timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    retries: Annotated[int, Field(ge=0)] = 2
+    concurrency: Positive = 16
+
+
+class JudgeConfig(Section):
+    """Who scores. `likelihood` needs any small causal LM (`path`), `rubric` an endpoint.
+
+    Above `max_failure_share` of failed judgements in `failure_window` the run stops with the reason.
+    """
+
+    kind: Literal["likelihood", "rubric", "lexical"] = "likelihood"
+    actors: Positive = 1
+    path: str = STARTER
+    gpus_per_actor: Annotated[float, Field(ge=0)] = 0
+    endpoint: EndpointConfig = EndpointConfig()
+    engine: EngineConfig = EngineConfig()
+    max_failure_share: Fraction = 0.2
+    failure_window: Positive = 200
+
+    @model_validator(mode="after")
+    def _rubric_has_an_endpoint(self) -> Self:
+        if self.kind == "rubric" and not (self.endpoint.url and self.endpoint.model):
+            raise ValueError("judge.kind = 'rubric' needs judge.endpoint.url and judge.endpoint.model")
+        return self
+
+
+class OptimizerConfig(Section):
+    """AdamW (Loshchilov & Hutter 2019) with linear warm-up, then constant or cosine."""
+
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    projector_lr: Annotated[float, Field(gt=0)] | None = None
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    warmup_steps: Annotated[int, Field(ge=0)] = 2
+    schedule: Literal["constant", "cosine"] = "constant"
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+
+
+class LearnerConfig(Section):
+    """FSDP2 ranks. `microbatch_tokens` bounds the padded tokens of one forward on one rank."""
+
+    ranks: Positive = 2
+    threads_per_rank: Positive = 1
+    gpus_per_rank: Annotated[float, Field(ge=0)] = 0
+    backend: Literal["gloo", "nccl"] = "gloo"
+    microbatch_tokens: Positive = 4096
+    logprob_chunk: Positive = 1024
+    activation_checkpointing: bool = False
+    collective_timeout_s: Positive = 300
+
+
+class SftLoss(Section):
+    """Negative log-likelihood of the reference, averaged over all response tokens of the step."""
+
+    kind: Literal["sft"] = "sft"
+
+
+class GrpoLoss(Section):
+    """GRPO (arXiv 2402.03300) with its accepted corrections as switches.
+
+    `clip_high` > `clip_low` is DAPO's clip-higher (2503.14476); `scale_by_std` false and `length_norm`
+    `"max_tokens"` are Dr.GRPO (2503.20783); `is_cap` truncates the rollout/learner importance weight (TIS).
+    """
+
+    kind: Literal["grpo"] = "grpo"
+    clip_low: Fraction = 0.2
+    clip_high: Annotated[float, Field(ge=0)] = 0.28
+    scale_by_std: bool = True
+    length_norm: Literal["token", "sequence", "max_tokens"] = "token"
+    is_cap: Annotated[float, Field(gt=1)] | None = 2.0
+
+
+class StageConfig(Section):
+    """One row of the stage table: where completions come from, who scores them, which loss reads them."""
+
+    name: str
+    steps: Positive
+    groups_per_step: Positive = 8
+    group_size: Positive = 1
+    max_staleness: Annotated[int, Field(ge=0)] = 0
+    min_batch_fraction: Fraction = 0.5
+    requests: tuple[str, ...] | None = None
+    loss: Annotated[SftLoss | GrpoLoss, Field(discriminator="kind")]
+    optimizer: OptimizerConfig = OptimizerConfig()
+    checkpoint_every: Positive = 50
+
+    @model_validator(mode="after")
+    def _group_fits_the_loss(self) -> Self:
+        if self.loss.kind == "grpo" and self.group_size < 2:
+            raise ValueError(f"stage {self.name!r}: grpo compares completions of one prompt; set group_size >= 2")
+        if self.loss.kind == "sft" and (self.group_size != 1 or self.max_staleness):
+            raise ValueError(f"stage {self.name!r}: sft trains on data; set group_size = 1 and max_staleness = 0")
+        return self
+
+
+class EvalConfig(Section):
+    """Held-out evaluation, greedy, with the wrong-audio control."""
+
+    clips: Annotated[int, Field(ge=0)] = 48
+    max_tokens: Positive = 48
+    bootstrap: Positive = 2000
+
+
+class PreflightConfig(Section):
+    """Agreement of rollout and learner before step 0, in nats per token; above the limit the run is refused."""
+
+    prompts: Positive = 4
+    max_logprob_gap: Annotated[float, Field(gt=0)] = 0.03
+
+
+class WatchConfig(Section):
+    """Where people see the run. wandb writes offline unless told otherwise."""
+
+    wandb: Literal["offline", "online", "disabled"] = "offline"
+    project: str = "speechsum"
+    samples: Annotated[int, Field(ge=0)] = 8
+
+
+class RunConfig(Section):
+    """A whole recipe after overrides; saved as `config.json` beside the run."""
+
+    name: str
+    seed: Annotated[int, Field(ge=0)] = 0
+    keep_checkpoints: Positive = 2
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    judge: JudgeConfig = JudgeConfig()
+    learner: LearnerConfig = LearnerConfig()
+    stage: tuple[StageConfig, ...] = Field(min_length=1)
+    eval: EvalConfig = EvalConfig()
+    preflight: PreflightConfig = PreflightConfig()
+    watch: WatchConfig = WatchConfig()
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> Self:
+        names = [s.name for s in self.stage]
+        if len(set(names)) != len(names):
+            raise ValueError(f"stage names must differ, got {names}")
+        needed = self.model.max_prompt_tokens + max(self.rollout.max_tokens, self.eval.max_tokens)
+        if needed > self.rollout.engine.max_model_len:
+            raise ValueError(
+                f"model.max_prompt_tokens + rollout.max_tokens = {needed} exceeds rollout.engine.max_model_len = "
+                f"{self.rollout.engine.max_model_len}; raise the latter or lower the former"
+            )
+        return self
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read a TOML recipe, apply `section.key=value` overrides, validate.
+
+    Raises `UserError` naming the file, the key and the remedy.
+    """
+    path = Path(path)
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no recipe at {path}; `ls recipes` shows those that come with speechsum") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; name a recipe file such as recipes/demo.toml") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+    for override in overrides or []:
+        _apply(tree, override)
+    return parse(tree, source=str(path))
+
+
+def parse(tree: dict[str, Any], source: str) -> RunConfig:
+    """Validate a tree of plain values; `source` is named in the error."""
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        problems = "; ".join(_explain(e) for e in error.errors())
+        raise UserError(f"{source}: {problems}") from None
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    """Set one `a.b.0.c=value` in place. The value is read as TOML and, where that fails, taken as a string."""
+    key, sep, text = override.partition("=")
+    if not sep or not key.strip():
+        raise UserError(f"override {override!r} is not of the form section.key=value")
+    *parents, leaf = key.strip().split(".")
+    node: Any = tree
+    for part in parents:
+        node = _descend(node, part, override)
+    value = _toml_value(text.strip())
+    if isinstance(node, list):
+        node[_index(node, leaf, override)] = value
+    else:
+        node[leaf] = value
+
+
+def _descend(node: Any, part: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, part, override)]
+    child = node.setdefault(part, {})
+    if not isinstance(child, dict | list):
+        raise UserError(f"override {override!r}: {part!r} is a value, not a section")
+    return child
+
+
+def _index(items: list[Any], part: str, override: str) -> int:
+    """A list is addressed by position or, for stages, by name."""
+    if part.isdigit() and int(part) < len(items):
+        return int(part)
+    for i, item in enumerate(items):
+        if isinstance(item, dict) and item.get("name") == part:
+            return i
+    raise UserError(f"override {override!r}: no entry {part!r}; there are {len(items)} (count from 0, or use a name)")
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(error: Any) -> str:
+    """One problem as a sentence: key, what is wrong, what would be right."""
+    where = ".".join(str(p) for p in error["loc"] if p not in ("sft", "grpo")) or "recipe"
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(error["loc"][-1]), _all_keys(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "; remove it"
+        return f"unknown key {where!r}{hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "missing":
+        return f"{where!r} is missing; add it"
+    if error["type"] == "value_error":
+        return message
+    return f"{where!r} = {json.dumps(error['input'], default=str)}: {message[0].lower()}{message[1:]}"
+
+
+def _all_keys() -> list[str]:
+    """Every key that any section knows, for spelling hints."""
+    pending: list[type[BaseModel]] = [RunConfig, StageConfig, SftLoss, GrpoLoss]
+    seen: dict[type[BaseModel], None] = {}
+    while pending:
+        section = pending.pop()
+        if section in seen:
+            continue
+        seen[section] = None
+        for info in section.model_fields.values():
+            if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+                pending.append(info.annotation)
+    return sorted({key for section in seen for key in section.model_fields})

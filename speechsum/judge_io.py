@@ -1,0 +1,103 @@
+"""Files of `speechsum judge score`: JSONL of summaries in, the same rows with judgements out.
+
+A bad row costs that row only. A bad file is the user's to mend before anything is judged.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from speechsum.errors import UserError
+from speechsum.types import FailureKind, JudgeFailure, Judgement, JudgeTask
+
+FIELDS = ("transcript", "instruction", "summary")
+MAY_BE_EMPTY = frozenset({"summary"})
+RAW_LIMIT = 200
+
+Row = dict[str, Any]
+
+
+def read_tasks(path: Path | str) -> list[tuple[JudgeTask | JudgeFailure, Row]]:
+    """One entry per non-blank line, in order: what to judge, or why this row cannot be, and the row itself."""
+    entries = [_entry(number, line) for number, line in enumerate(_lines(Path(path)), start=1) if line.strip()]
+    if not entries:
+        raise UserError(f"{path} has no rows; each line is a JSON object with {', '.join(FIELDS)}")
+    return entries
+
+
+def write_judgements(path: Path | str, rows: Sequence[Row], judgements: Sequence[Judgement]) -> None:
+    """Each row with `reward`, `failure`, `gate` and `breakdown` added, in place of any it had. All lines or no file."""
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.tmp")
+    lines = [_line(row, judgement) for row, judgement in zip(rows, judgements, strict=True)]
+    try:
+        with aside.open("wb") as sink:
+            sink.writelines(lines)
+            sink.flush()
+            os.fsync(sink.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another output file") from None
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines end at a newline only: other separators are legal inside a JSON string."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"no file at {path}; give a JSONL file of summaries to judge") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    try:
+        return data.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path} line {line} is not UTF-8; save the file as UTF-8") from None
+
+
+def _entry(number: int, line: str) -> tuple[JudgeTask | JudgeFailure, Row]:
+    """What cannot be parsed is passed on as its line number and its beginning."""
+    try:
+        row = json.loads(line, parse_constant=_no_constant)
+        json.dumps(row, allow_nan=False)  # 1e999 reads as infinity, which no output row could carry
+    except (ValueError, RecursionError) as error:
+        reason = f"line {number} is not JSON ({error})"[:RAW_LIMIT]
+        return JudgeFailure(FailureKind.BAD_ROW, reason), {"line": number, "raw": line.strip()[:RAW_LIMIT]}
+    if not isinstance(row, dict):
+        reason = f"line {number} is not a JSON object"
+        return JudgeFailure(FailureKind.BAD_ROW, reason), {"line": number, "raw": line.strip()[:RAW_LIMIT]}
+    problem = _problem(row)
+    if problem:
+        return JudgeFailure(FailureKind.BAD_ROW, f"line {number}: {problem}"), row
+    return JudgeTask(*(row[name] for name in FIELDS)), row
+
+
+def _problem(row: Row) -> str:
+    for name in FIELDS:
+        if name not in row:
+            return f"no {name!r}"
+        if not isinstance(row[name], str):
+            return f"{name!r} is not a string"
+        if name not in MAY_BE_EMPTY and not row[name].strip():
+            return f"{name!r} is empty"
+    return ""
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _line(row: Row, judgement: Judgement) -> bytes:
+    out = dict(row)
+    if isinstance(judgement, JudgeFailure):
+        failure = {"kind": judgement.kind.value, "detail": judgement.detail}
+        out |= {"reward": None, "failure": failure, "gate": "", "breakdown": {}}
+    else:
+        out |= {"reward": judgement.value, "failure": None, "gate": judgement.gate, "breakdown": judgement.breakdown}
+    return json.dumps(out, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n"

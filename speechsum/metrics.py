@@ -1,0 +1,68 @@
+"""Every number the system reports, with its unit and what it means.
+
+One table, because a metric whose name is all that is known of it gets misread. Names are `role/what/stat`; a test of
+each emitter asks `describe` for what it emits, so a number without a line here does not get in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from speechsum.types import FailureKind
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What one metric says. `adds_up` marks amounts per step, of which a total over the run makes sense."""
+
+    unit: str
+    meaning: str
+    adds_up: bool = False
+
+    @property
+    def text(self) -> str:
+        """The meaning with its unit, as dashboards show it."""
+        return f"{self.meaning} [{self.unit}]" if self.unit else self.meaning
+
+
+METRICS: dict[str, Metric] = {
+    "rollout/tokens_per_s": Metric("tokens/s", "response tokens sampled per second of rollout time, over all actors"),
+    "rollout/tokens": Metric("tokens", "response tokens sampled for this step", adds_up=True),
+    "rollout/audio_s": Metric("s", "seconds of speech the rollout actors listened to for this step", adds_up=True),
+    "rollout/response_tokens_mean": Metric("tokens", "mean length of a completion, end token included"),
+    "rollout/truncated_share": Metric("", "share of completions cut off at rollout.max_tokens"),
+    "judge/reward_mean": Metric("", "mean reward of the step's judged completions"),
+    "judge/reward_std": Metric("", "spread of the rewards within a prompt's group, averaged over groups"),
+    "judge/failure_share": Metric("", "share of judgements that failed and were masked"),
+    "judge/score_s": Metric("s", "time the judges took for this step"),
+    "judge/gated_share": Metric("", "share of completions a gate turned down before the judge saw them"),
+    "learner/loss": Metric("nats", "loss of the step, over the whole batch"),
+    "learner/grad_norm": Metric("", "norm of the gradient before clipping, over all ranks"),
+    "learner/lr": Metric("", "learning rate of the adapter"),
+    "learner/entropy": Metric("nats/token", "mean entropy of the learner's distribution at response tokens"),
+    "learner/clip_share": Metric("", "share of response tokens whose importance ratio was clipped"),
+    "learner/is_weight_mean": Metric("", "mean truncated importance weight between rollout and learner"),
+    "learner/logprob_gap": Metric("nats/token", "mean |rollout log-prob - learner log-prob| of the trained tokens"),
+    "learner/tokens": Metric("tokens", "tokens the learner ran, prompts once per group", adds_up=True),
+    "learner/tokens_per_s": Metric("tokens/s", "tokens the learner ran per second of its step"),
+    "learner/step_s": Metric("s", "time of the optimizer step, forward and backward included"),
+    "sync/publish_s": Metric("s", "time from the learner's weights to the last rollout actor that serves them"),
+    "sync/bytes": Metric("bytes", "size of one push of weights", adds_up=True),
+    "sync/version": Metric("", "number of the weights that the rollout actors serve"),
+    "buffer/staleness_max": Metric("versions", "age of the oldest completion when it was trained on"),
+    "buffer/dropped": Metric("groups", "groups thrown away for this step: too old, or too few judged", adds_up=True),
+    "buffer/trained_groups": Metric("groups", "groups this step was trained on", adds_up=True),
+    "wall/step_s": Metric("s", "wall time of the step, from the first rollout to the live weights"),
+    "wall/rss_gb": Metric("GB", "memory of the driver and of every process below it"),
+} | {
+    f"judge/failures/{kind.value}": Metric("judgements", f"failed judgements of kind {kind.value!r}", adds_up=True)
+    for kind in FailureKind
+}
+
+
+def describe(name: str) -> Metric:
+    """What `name` means. Raises KeyError for a name that has no line in the table."""
+    try:
+        return METRICS[name]
+    except KeyError:
+        raise KeyError(f"metric {name!r} is not described; add it to speechsum/metrics.py") from None

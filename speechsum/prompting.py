@@ -1,0 +1,95 @@
+"""The only place where text becomes token ids.
+
+A request is tokenised once, with one audio placeholder. The engine expands the placeholder and returns the ids as
+it saw them; the learner trains on those ids and on the ids the engine sampled. Nothing is ever re-tokenised.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from speechsum.errors import UserError
+from speechsum.families import Family
+from speechsum.types import Prompt, read_only
+
+
+class PromptBuilder:
+    """Turns requests and references into ids for one family of audio LLM."""
+
+    def __init__(self, tokenizer: Any, family: Family) -> None:
+        self.tokenizer = tokenizer
+        self.family = family
+        self.audio_id: int = tokenizer.convert_tokens_to_ids(family.audio_token)
+        if self.audio_id is None or self.audio_id == tokenizer.unk_token_id:
+            raise UserError(
+                f"the tokenizer has no {family.audio_token!r}, which {family.name} models mark audio with; "
+                "tokenizer and model do not match: point model.path at a checkpoint that holds both"
+            )
+        self.end_id: int = tokenizer.eos_token_id
+
+    @classmethod
+    def load(cls, checkpoint: Path | str, family: Family) -> PromptBuilder:
+        """From a checkpoint folder. Raises `UserError` when tokenizer and model do not belong together."""
+        from transformers import AutoConfig, AutoTokenizer
+
+        builder = cls(AutoTokenizer.from_pretrained(checkpoint), family)
+        config = AutoConfig.from_pretrained(checkpoint)
+        vocab = family.text_config(config).vocab_size
+        if len(builder.tokenizer) > vocab:
+            raise UserError(
+                f"{checkpoint}: the tokenizer knows {len(builder.tokenizer)} tokens and the model {vocab}; "
+                "they do not match: copy the model's own tokenizer files beside it"
+            )
+        if builder.audio_id != family.audio_token_id(config):
+            raise UserError(
+                f"{checkpoint}: the tokenizer's {family.audio_token!r} has id {builder.audio_id}, the model expects "
+                f"{family.audio_token_id(config)}; they do not match: copy the model's own tokenizer files beside it"
+            )
+        return builder
+
+    def request_ids(self, instruction: str) -> list[int]:
+        """Ids of the whole request, with one placeholder where the audio goes.
+
+        Raises `UserError` when the instruction holds the model's control tokens, which would let data speak in
+        another role or bring a second recording.
+        """
+        special = next((t for t in self.tokenizer.all_special_tokens if t and t in instruction), None)
+        if special is not None:
+            raise UserError(f"the instruction contains the control token {special!r}; remove it")
+        content = [{"type": "audio"}, {"type": "text", "text": instruction}]
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        if ids.count(self.audio_id) != 1:
+            raise UserError(
+                f"the chat template puts {ids.count(self.audio_id)} {self.family.audio_token!r} into a request "
+                "instead of one; use the chat template that belongs to the model"
+            )
+        return ids
+
+    def expand(self, request_ids: list[int], audio_tokens: int) -> np.ndarray:
+        """The prompt [P] as the engine sees it: the placeholder repeated for every audio token."""
+        at = request_ids.index(self.audio_id)
+        return read_only(request_ids[:at] + [self.audio_id] * audio_tokens + request_ids[at + 1 :], "int32")
+
+    def completion_ids(self, text: str) -> np.ndarray:
+        """A reference summary as response ids [R], end token included."""
+        return read_only([*self.tokenizer(text, add_special_tokens=False).input_ids, self.end_id], "int32")
+
+    def problem(self, prompt: Prompt, *, max_prompt_tokens: int, max_audio_s: float) -> str | None:
+        """Why a prompt cannot fit the context, or None. For the manifest's one pass over all rows."""
+        try:
+            request = len(self.request_ids(prompt.instruction))
+        except UserError as error:
+            return str(error)
+        audio = round(max_audio_s * self.family.tokens_per_s)
+        if request + audio > max_prompt_tokens:
+            return (
+                f"the instruction takes {request} tokens, which with {audio} for {max_audio_s:g} s of audio exceeds "
+                f"model.max_prompt_tokens = {max_prompt_tokens}; shorten it or raise the limit"
+            )
+        return None

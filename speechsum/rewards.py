@@ -1,0 +1,279 @@
+"""What can be decided without a model: gates that give 0 before any judge call, length by rule, the lexical judge.
+
+The gates exist because they close the cheapest ways to please a judge (Zhao et al. 2025, "One Token to Fool
+LLM-as-a-Judge"): saying nothing, saying it again, repeating the question, addressing whoever scores. Each gate has a
+name and each name is a metric; a gate that starts to fire often is news about the policy.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from speechsum.types import JudgeTask, Reward
+
+MIN_WORDS = 5
+MIN_KEYWORDS = 3
+MAX_LOOP_SHARE = 0.3
+MAX_ECHO_SHARE = 0.5
+MIN_SCRIPT_SHARE = 0.5
+
+_SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_WORD = re.compile(rf"[{_SPACELESS}]|[^\s{_SPACELESS}]+")
+_BREAK = re.compile(
+    r"[\s;:!?()\[\]{}\"\u201c\u201d\u00ab\u00bb\u2014\u2013/|\u2022\u00b7*_\u2026\u3002\u3001]+|[.,](?!\d)"
+)
+_ITEM_BREAK = re.compile(r"[,;\n|\u2022\u00b7\u3001]+")
+_UNITS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_ROUND = {
+    "single": 1,
+    "twelve": 12,
+    "fifteen": 15,
+    "twenty": 20,
+    "thirty": 30,
+    "forty": 40,
+    "fifty": 50,
+    "hundred": 100,
+}
+_NUMBERS = {name: n for n, name in enumerate(_UNITS, start=1)} | _ROUND
+_NUMBER = rf"(\d{{1,5}}|{'|'.join(_NUMBERS)})"
+_KEYWORDS = re.compile(r"\bkey[\s-]?(?:words?|terms?|phrases?)\b|\btags\b")
+_KEYWORD_COUNT = re.compile(rf"\b{_NUMBER}\s+(?:[a-z]+\s+)?(?:key[\s-]?(?:words?|terms?|phrases?)|tags)\b")
+_WORD_RANGE = re.compile(rf"\b{_NUMBER}\s*(?:-|\u2013|to)\s*{_NUMBER}\s+words?\b")
+_WORD_LIMIT = re.compile(
+    r"\b(?:at most|under|below|up to|within|no more than|not more than|fewer than|less than|max(?:imum)?(?: of)?)"
+    rf"\s+(?:a\s+)?{_NUMBER}\s+words?\b"
+)
+_WORD_TARGET = re.compile(rf"\b{_NUMBER}[\s-]words?\b")
+_OTHER_SCRIPT_LANGUAGE = re.compile(
+    r"\b(?:arabic|armenian|bengali|bulgarian|burmese|cantonese|chinese|farsi|georgian|greek|gujarati|hebrew|hindi"
+    r"|japanese|kannada|kazakh|khmer|korean|lao|macedonian|malayalam|mandarin|marathi|mongolian|nepali|pashto|persian"
+    r"|punjabi|russian|serbian|sinhala|tamil|telugu|thai|ukrainian|urdu|yiddish)\b"
+)
+_SCORER = r"(?:judges?|graders?|evaluators?|raters?|scorers?|assessors?)"
+_MARK = (
+    r"(?:[1-9]|10|five|seven|ten)"
+    r"(?:\s*(?:/|out of)\s*\d+|\s+(?:stars?|because|since|please|for|and)\b|\s*(?:[.!,;)]|$))"
+)
+_THIS = r"(?:this|it|me|(?:this|the|my)(?: above)? (?:summary|answer|response|text|output))"
+_ADDRESS = re.compile(
+    rf"\b(?:give|award|assign|grant)\s+{_THIS}\s+(?:(?:a|an|the|full|highest|top|best|maximum|perfect|possible|good|high)"
+    rf"\s+)*(?:score|rating|marks?|grade|{_MARK})"
+    rf"|\b(?:rate|score|grade|mark)\s+{_THIS}\s+(?:(?:a|an|as|with|at)\s+)?(?:{_MARK}|highly\b|high\b|perfect\b)"
+    rf"|\bas (?:a|an|the|my|your) (?:(?:impartial|fair|strict|ai|llm|expert|honest) )?{_SCORER}\b"
+    rf"|\b(?:dear|hello|hey|hi|attention|note to|message to|instructions? (?:to|for))(?: the)? {_SCORER}\b"
+    rf"|\byou are (?:a|an|the) (?:\w+ )?{_SCORER}\b"
+    r"|\b(?:ignore|disregard|forget)\s+(?:(?:all|any|the|your|of)\s+)*(?:previous|prior|above|earlier|other)\s+"
+    r"(?:instructions?|prompts?|rules|criteria|rubric)\b"
+    r"|\b(?:this|the above|my) (?:summary|answer|response) (?:deserves|merits|earns|should (?:get|receive|be (?:rated"
+    r"|scored|given|graded)))\b"
+    r"|[\"']?\b(?:faithful|covers|obeys|clear)\b[\"']?\s*[:=]\s*[1-5]\b"
+    r"|<\|[a-z_]{1,20}\|>|\[/?inst\]|<(?:start|end)_of_turn>|</?s>"
+)
+_STOP_WORD_LIST = """
+    a about after all also an and any are as at be because been before being but by can could did do does for from
+    get go going had has have he her here him his how i if in into is it its just like may me more most my no not now
+    of off on one only or other our out over said say says she should so some such than that the their them then
+    there these they this those to too up us very was we well were what when where which while who will with would
+    you your yes
+"""
+_STOP_WORDS = frozenset(_STOP_WORD_LIST.split())
+
+
+def apply_gates(task: JudgeTask) -> Reward | None:
+    """`Reward(0.0, gate=name)` for the first gate that fires, None when the summary deserves a judge."""
+    for name, fires in GATES:
+        if fires(task):
+            return Reward(0.0, gate=name)
+    return None
+
+
+def words(text: str) -> list[str]:
+    """Case-folded words without punctuation; scripts written without spaces count by character.
+
+    Compatibility forms are folded and invisible characters dropped, so a gate cannot be passed by spelling a phrase
+    in full-width letters or with zero-width joints.
+    """
+    return [word for chunk in _BREAK.split(folded(text)) for word in _WORD.findall(chunk) if _has_letter(word)]
+
+
+def folded(text: str) -> str:
+    """`text` as the gates compare it: NFKC, without format characters, case-folded, straight apostrophes."""
+    text = unicodedata.normalize("NFKC", text).replace("\u2019", "'")
+    return "".join(ch for ch in text if unicodedata.category(ch) != "Cf").casefold()
+
+
+def asks_for_keywords(instruction: str) -> bool:
+    """A list of key words is an answer in its own right and is not held to whole sentences."""
+    return bool(_KEYWORDS.search(folded(instruction)))
+
+
+def loop_share(text: str) -> float:
+    """Share of 4-grams that are repeats: 1 - distinct / total. 0 for fewer than four words."""
+    grams = _ngrams(words(text), 4)
+    return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def echo_share(summary: str, instruction: str) -> float:
+    """Share of the summary's distinct word trigrams that stand in the request."""
+    said = set(_ngrams(words(summary), 3))
+    return len(said & set(_ngrams(words(instruction), 3))) / len(said) if said else 0.0
+
+
+def _empty(task: JudgeTask) -> bool:
+    return not _has_letter(task.summary)
+
+
+def _under_five_words(task: JudgeTask) -> bool:
+    """Five words, or as few as were asked for; a key-word request is counted in items instead."""
+    if asks_for_keywords(task.instruction):
+        return False
+    target = asked_words(task.instruction)
+    return len(words(task.summary)) < (1 if target and target[1] < MIN_WORDS else MIN_WORDS)
+
+
+def _under_three_items(task: JudgeTask) -> bool:
+    """Three different key words, or the one or two that were asked for."""
+    if not asks_for_keywords(task.instruction):
+        return False
+    asked = _KEYWORD_COUNT.search(folded(task.instruction))
+    least = min(MIN_KEYWORDS, _number(asked.group(1))) if asked else MIN_KEYWORDS
+    return len(_items(task.summary)) < least
+
+
+def _looping(task: JudgeTask) -> bool:
+    return loop_share(task.summary) > MAX_LOOP_SHARE
+
+
+def _prompt_echo(task: JudgeTask) -> bool:
+    return echo_share(task.summary, task.instruction) > MAX_ECHO_SHARE
+
+
+def _wrong_language(task: JudgeTask) -> bool:
+    """Another script than a Latin transcript's, unasked. Two languages of one script are left to the judge."""
+    request = folded(task.instruction)
+    if _OTHER_SCRIPT_LANGUAGE.search(request) or _latin_share(request) < MIN_SCRIPT_SHARE:
+        return False
+    return _latin_share(task.summary) < MIN_SCRIPT_SHARE < _latin_share(task.transcript)
+
+
+def _judge_address(task: JudgeTask) -> bool:
+    """Text aimed at whoever scores. What the speakers said themselves is content: a meeting may be about grading."""
+    transcript = folded(task.transcript)
+    return any(hit.group(0).strip(" .!,;)") not in transcript for hit in _ADDRESS.finditer(folded(task.summary)))
+
+
+GATES: tuple[tuple[str, Callable[[JudgeTask], bool]], ...] = (
+    ("empty", _empty),
+    ("judge_address", _judge_address),
+    ("under_five_words", _under_five_words),
+    ("under_three_items", _under_three_items),
+    ("looping", _looping),
+    ("prompt_echo", _prompt_echo),
+    ("wrong_language", _wrong_language),
+)
+
+
+def asked_words(instruction: str) -> tuple[int, int] | None:
+    """The (least, most) words a request asks for, or None. A limit has no least; a target allows 20 % either way."""
+    request = folded(instruction)
+    if match := _WORD_RANGE.search(request):
+        low, high = sorted((_number(match.group(1)), _number(match.group(2))))
+        return low, high
+    if match := _WORD_LIMIT.search(request):
+        return 0, _number(match.group(1))
+    if match := _WORD_TARGET.search(request):
+        target = _number(match.group(1))
+        return math.floor(0.8 * target), math.ceil(1.2 * target)
+    return None
+
+
+def length_penalty(task: JudgeTask) -> float:
+    """Factor in [0, 1] for length: by rule where the request names a number of words, else the soft cap.
+
+    Inside the asked range it is 1; outside, the ratio to the nearer bound. Key-word lists have no prose length.
+    """
+    said = len(words(task.summary))
+    target = asked_words(task.instruction)
+    if target is None or asks_for_keywords(task.instruction):
+        return verbosity_factor(said, len(words(task.transcript)))
+    low, high = target
+    return min(1.0, said / low if low else 1.0, high / said if said and high else 1.0)
+
+
+def verbosity_factor(summary_words: int, transcript_words: int) -> float:
+    """Soft cap on length: 1 up to the allowance, then sqrt(allowance / words).
+
+    The allowance 15 + 3 sqrt(transcript) gives 41 words for half a minute of speech, 110 for 1000 words and 315 for
+    10 000: summaries grow more slowly than what they summarise. The square root is gentle (twice the allowance keeps
+    0.71) and never flat, so that a shorter equal is always preferred.
+    """
+    allowance = _allowance(transcript_words)
+    return 1.0 if summary_words <= allowance else math.sqrt(allowance / summary_words)
+
+
+def lexical_score(task: JudgeTask, facts: Sequence[str] | None = None) -> float:
+    """Content-word F1 against the transcript times the length factor, in [0, 1]. Deterministic, no model.
+
+    Precision: share of the summary's distinct content words that were said. Recall: occurrences in the transcript of
+    the words that were used, relative to the best choice of as many words as fit the allowance; with `facts`, the
+    share of facts that stand in the summary. A control and a test double, not a judge of quality: it is blind to
+    order, negation and who did what.
+    """
+    said = set(_content(task.summary))
+    source = Counter(_content(task.transcript))
+    if not said or not source:
+        return 0.0
+    shared = said & source.keys()
+    precision = len(shared) / len(said)
+    if facts:
+        recall = sum(_stands_in(fact, task.summary) for fact in facts) / len(facts)
+    else:
+        room = max(1, round(_allowance(len(words(task.transcript))) / 2))
+        best = sum(count for _, count in source.most_common(room))
+        recall = min(1.0, sum(source[word] for word in shared) / best)
+    if precision + recall == 0.0:
+        return 0.0
+    return length_penalty(task) * 2 * precision * recall / (precision + recall)
+
+
+def _allowance(transcript_words: int) -> float:
+    return 15 + 3 * math.sqrt(transcript_words)
+
+
+def _content(text: str) -> list[str]:
+    return [word for word in words(text) if word not in _STOP_WORDS]
+
+
+def _stands_in(fact: str, summary: str) -> bool:
+    """Whole words in order: "10" is not found in "100"."""
+    return f" {' '.join(words(fact))} " in f" {' '.join(words(summary))} "
+
+
+def _items(text: str) -> set[str]:
+    """Distinct entries of a list; where there are no separators, the distinct words."""
+    pieces = {" ".join(words(re.sub(r"^\s*(?:\d+[.)]|[-*])\s*", "", piece))) for piece in _ITEM_BREAK.split(text)}
+    pieces.discard("")
+    return pieces if len(pieces) > 1 else set(words(text))
+
+
+def _ngrams(tokens: list[str], n: int) -> list[tuple[str, ...]]:
+    return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+
+
+def _number(text: str) -> int:
+    return _NUMBERS[text] if text in _NUMBERS else int(text)
+
+
+def _has_letter(text: str) -> bool:
+    return any(ch.isalnum() for ch in text)
+
+
+def _latin_share(text: str) -> float:
+    """Share of letters that are Latin; 1 where there are no letters, as digits belong to no language."""
+    letters = [ch for ch in text if ch.isalpha()]
+    latin = sum(ch.isascii() or unicodedata.name(ch, "").startswith("LATIN") for ch in letters)
+    return latin / len(letters) if letters else 1.0

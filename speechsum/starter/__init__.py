@@ -1,0 +1,1 @@
+"""The default model and the default speech: all that a first run needs, built on the user's own machine."""

@@ -1,0 +1,146 @@
+"""Text to speech by espeak-ng, called through its C library, so that a first run needs no recordings and no download.
+
+espeak-ng sounds like a machine, which suits a small model: every voice says a word the same way each time, and one
+second of speech takes a millisecond or two. Its state is global to the process and drifts from one call to the next, so
+the samples of a clip depend on what the process said before: a sequence of calls yields the same bytes in
+every fresh process, a single call does not. `speech.synthesize` therefore starts each block of clips in a new process.
+"""
+
+import ctypes
+import math
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import numpy.typing as npt
+
+SAMPLE_RATE = 16_000
+"""Samples per second of what `Speaker.say` returns: the rate Whisper-like encoders read."""
+
+VOICES_TRAIN = (
+    "en",
+    "en-us",
+    "en-gb-x-rp",
+    "en-us-nyc",
+    "en-us+f1",
+    "en-us+m1",
+    "en-us+m7",
+    "en-us+Michael",
+    "en-us+belinda",
+    "en-us+steph",
+    "en+f4",
+    "en+m3",
+    "en+max",
+    "en+Annie",
+    "en-gb-x-rp+m4",
+    "en-us-nyc+m2",
+)
+"""Languages of espeak-ng, each with at most one variant. Variants with breath in them (f2, f3, f5, Alicia) are left
+out: their noise differs from run to run, and the same seed must give the same bytes."""
+
+VOICES_HELD_OUT = (
+    "en-gb-scotland",
+    "en-gb-scotland+linda",
+    "en-gb-x-gbclan+m6",
+    "en-gb-x-gbcwmd",
+    "en-us+quincy",
+    "en+Andrea",
+)
+"""Accents and variants that no training clip is spoken in."""
+
+_SYNCHRONOUS = 2
+_UTF8 = 1
+_RATE, _VOLUME, _PITCH = 1, 2, 3
+_UNCLIPPED_VOLUME = 75
+_PERIODS_PER_FFT = 16
+"""The FFT's length is made a multiple of this many periods of the two rates: an odd length may be a slow one."""
+
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+
+
+class Speaker:
+    """The process's one voice box. Not safe to share between threads; a second one takes over from the first."""
+
+    def __init__(self) -> None:
+        package = _espeak_package()
+        self._data = Path(package.get_data_path())
+        self._library = ctypes.CDLL(package.get_library_path())
+        self._library.espeak_Synth.argtypes = [
+            ctypes.c_char_p,
+            ctypes.c_size_t,
+            ctypes.c_uint,
+            ctypes.c_int,
+            ctypes.c_uint,
+            ctypes.c_uint,
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+        ]
+        self._rate: int = self._library.espeak_Initialize(_SYNCHRONOUS, 0, str(self._data).encode(), 0)
+        if self._rate <= 0:
+            raise ValueError(f"espeak-ng found no voices in {self._data}: reinstall the package espeakng-loader")
+        self._chunks: list[bytes] = []
+        # The library keeps only a pointer to the callback: it must live as long as the speaker.
+        self._callback = _Callback(self._take)
+        self._library.espeak_SetSynthCallback(self._callback)
+        self._library.espeak_SetParameter(_VOLUME, _UNCLIPPED_VOLUME, 0)
+
+    def say(self, text: str, voice: str, words_per_minute: int, pitch: int) -> npt.NDArray[np.float32]:
+        """`text` spoken by `voice`: mono samples at 16 kHz in [-1, 1], `[samples]`.
+
+        `words_per_minute` is espeak-ng's rate (80 to 450; 175 is its usual one) and `pitch` a share of the voice's
+        range in percent (0 to 100; 50 is its usual one). Raises ValueError on a voice that does not exist.
+        """
+        self._choose(voice)
+        self._library.espeak_SetParameter(_RATE, words_per_minute, 0)
+        self._library.espeak_SetParameter(_PITCH, pitch, 0)
+        self._chunks.clear()
+        encoded = text.encode()
+        failure = self._library.espeak_Synth(encoded, len(encoded) + 1, 0, 1, 0, _UTF8, None, None)
+        if failure:
+            raise RuntimeError(f"espeak-ng could not speak {text!r} (error {failure})")
+        samples = np.frombuffer(b"".join(self._chunks), dtype=np.int16).astype(np.float32) / np.float32(32768)
+        return resampled(samples, self._rate, SAMPLE_RATE)
+
+    def _choose(self, voice: str) -> None:
+        """espeak-ng ignores an unknown variant without a word, so the file is looked up first."""
+        variant = voice.partition("+")[2]
+        known = not variant or (self._data / "voices" / "!v" / variant).is_file()
+        if not known or self._library.espeak_SetVoiceByName(voice.encode()):
+            raise ValueError(f"espeak-ng has no voice {voice!r}: take one such as {VOICES_TRAIN[1]!r}")
+
+    def _take(self, samples: "ctypes._Pointer[ctypes.c_short]", count: int, events: int | None) -> int:
+        """Called by the library with each piece of audio, and with none at the end; 0 asks for more."""
+        if samples and count > 0:
+            self._chunks.append(ctypes.string_at(samples, count * 2))
+        return 0
+
+
+def _espeak_package() -> ModuleType:
+    try:
+        import espeakng_loader
+    except ImportError as missing:
+        raise ModuleNotFoundError(
+            "the starter speech is spoken by espeak-ng, which is not installed: pip install espeakng-loader"
+        ) from missing
+    package: ModuleType = espeakng_loader
+    return package
+
+
+def resampled(samples: npt.NDArray[np.float32], rate: int, wanted: int) -> npt.NDArray[np.float32]:
+    """`samples` `[n]` at `rate` Hz as `[ceil(n * wanted / rate)]` samples at `wanted` Hz, clipped to [-1, 1].
+
+    The spectrum is cut off (or extended with zeros) at the new rate's half. By FFT in numpy: torchaudio takes seconds
+    to load in every block's process, and a matrix product starts threads that get in the way of the other workers. The
+    clip is short and silent at both ends, so that the FFT takes it as periodic does no harm.
+    """
+    if rate == wanted or not samples.size:
+        return samples
+    common = math.gcd(rate, wanted)
+    periods = -(-samples.size * common // rate)
+    periods += -periods % _PERIODS_PER_FFT
+    spectrum = np.fft.rfft(samples, n=periods * (rate // common))
+    longer = periods * (wanted // common)
+    resized = np.fft.irfft(spectrum[: longer // 2 + 1], n=longer) * (wanted / rate)
+    length = -(-samples.size * wanted // rate)
+    clipped: npt.NDArray[np.float32] = np.clip(resized[:length], -1.0, 1.0).astype(np.float32)
+    return clipped

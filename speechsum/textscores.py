@@ -1,0 +1,84 @@
+"""Scores of a summary that need no judge: which facts it holds, which it makes up, how close it is to a reference.
+
+They are the yardstick beside the judge: a reward that climbs while `fact_recall` falls is a reward being fooled.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+_APOSTROPHES = re.compile(r"['\u2018\u2019]")
+_WORD = re.compile(r"[^\W_]+")
+
+
+@lru_cache(maxsize=65536)
+def words(text: str) -> tuple[str, ...]:
+    """The words of `text` in lower case, without punctuation.
+
+    A hyphen parts words ("twenty-five" is "twenty five"); an apostrophe does not ("o'clock" is one word).
+    """
+    return tuple(_WORD.findall(_APOSTROPHES.sub("", text.lower())))
+
+
+def _holds(text: Sequence[str], fact: Sequence[str]) -> bool:
+    return any(tuple(text[start : start + len(fact)]) == tuple(fact) for start in range(len(text) - len(fact) + 1))
+
+
+def fact_recall(summary: str, facts: Iterable[str]) -> float:
+    """Share in [0, 1] of `facts` that stand in `summary` as whole words in a row; 1.0 where there are no facts.
+
+    A fact given twice counts once. Raises ValueError on a fact without a letter or digit.
+    """
+    wanted = {words(fact) for fact in facts}
+    if () in wanted:
+        raise ValueError("a fact has no word in it: every fact needs at least one letter or digit")
+    if not wanted:
+        return 1.0
+    text = words(summary)
+    return sum(_holds(text, fact) for fact in wanted) / len(wanted)
+
+
+def fact_precision(summary: str, facts: Iterable[str], vocabulary: Iterable[str]) -> float | None:
+    """Share in [0, 1] of the facts `summary` states that are true of the clip; None where it states none.
+
+    `facts` are all facts of the clip, not only the asked ones: saying more than was asked is not making things up.
+    `vocabulary` holds every surface form a fact can take; what it lacks cannot be seen as a claim. The summary is read
+    from left to right and the longest form that fits is taken, so "twenty five" is not also "twenty" and "five". A form
+    stated twice counts once. None is no score: leave it out of averages and report how often it occurs, or a
+    summary that says nothing looks either perfect or worthless.
+    """
+    true = {words(fact) for fact in facts}
+    forms = true | {words(form) for form in vocabulary}
+    longest = max((len(form) for form in forms), default=0)
+    text = words(summary)
+    stated: set[tuple[str, ...]] = set()
+    at = 0
+    while at < len(text):
+        lengths = range(min(longest, len(text) - at), 0, -1)
+        found = next((length for length in lengths if text[at : at + length] in forms), 0)
+        if found:
+            stated.add(text[at : at + found])
+        at += max(found, 1)
+    return len(stated & true) / len(stated) if stated else None
+
+
+def rouge_l(summary: str, reference: str) -> float:
+    """F1 of the longest common subsequence of words (Lin, "ROUGE", 2004), in [0, 1]; 0.0 where either is empty."""
+    said, wanted = words(summary), words(reference)
+    common = _longest_common_subsequence(said, wanted)
+    if common == 0:
+        return 0.0
+    precision, recall = common / len(said), common / len(wanted)
+    return 2 * precision * recall / (precision + recall)
+
+
+def _longest_common_subsequence(left: Sequence[str], right: Sequence[str]) -> int:
+    """Length in words; one row of the usual table at a time, so memory is that of the shorter walk."""
+    row = [0] * (len(right) + 1)
+    for word in left:
+        diagonal = 0
+        for column, other in enumerate(right, start=1):
+            above = row[column]
+            row[column] = diagonal + 1 if word == other else max(above, row[column - 1])
+            diagonal = above
+    return row[-1]

@@ -1,0 +1,326 @@
+"""The HTTP client against a scripted server on this machine: every fault becomes a typed failure, soon."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from actors.endpoint import DOWN_AFTER, MAX_BODY_BYTES, MAX_WAIT_S, Endpoint
+from speechsum.config import EndpointConfig
+from speechsum.errors import UserError
+from speechsum.types import FailureKind, JudgeFailure
+
+SECRET = "sk-do-not-show-1234"
+MESSAGES = [{"role": "user", "content": "hello"}]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One scripted exchange.
+
+    `hang` sends nothing, `drip` a blank now and then, `drop` hangs up, `short` promises too much.
+    """
+
+    status: int = 200
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    hang: bool = False
+    drip: bool = False
+    drop: bool = False
+    short: bool = False
+
+
+def says(text: object, **choice: Any) -> Reply:
+    body = {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop", **choice}]}
+    return Reply(body=json.dumps(body).encode())
+
+
+class FakeServer:
+    """Plays its replies in order, the last one for ever, and keeps what it was sent."""
+
+    def __init__(self, *replies: Reply) -> None:
+        self.replies = list(replies)
+        self.requests: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
+        self.in_flight = self.peak = 0
+        self.barrier: threading.Barrier | None = None
+        self._lock = threading.Lock()
+        self._released = threading.Event()
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._http.server_address[1]}/v1"
+
+    def close(self) -> None:
+        self._released.set()
+        self._http.shutdown()
+        self._thread.join()
+        self._http.server_close()
+
+    def _next(self, handler: BaseHTTPRequestHandler) -> Reply:
+        body = handler.rfile.read(int(handler.headers["Content-Length"]))
+        with self._lock:
+            self.requests.append(json.loads(body))
+            self.headers.append(dict(handler.headers))
+            self.paths.append(handler.path)
+            self.in_flight += 1
+            self.peak = max(self.peak, self.in_flight)
+            reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+        if self.barrier:
+            self.barrier.wait(20)
+        with self._lock:
+            self.in_flight -= 1
+        return reply
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                reply = fake._next(self)
+                self.close_connection = True
+                if reply.hang:
+                    fake._released.wait(20)
+                if reply.drip:
+                    self._drip()
+                if reply.hang or reply.drip or reply.drop:
+                    return
+                self.send_response(reply.status)
+                self.send_header("Content-Length", str(len(reply.body) + (10 if reply.short else 0)))
+                for name, value in reply.headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                with contextlib.suppress(OSError):  # the client stops reading where its size limit is
+                    self.wfile.write(reply.body)
+
+            def _drip(self) -> None:
+                self.send_response(200)
+                self.end_headers()
+                with contextlib.suppress(OSError):
+                    while not fake._released.wait(0.02):
+                        self.wfile.write(b" ")
+                        self.wfile.flush()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        return Handler
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., FakeServer]]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    servers: list[FakeServer] = []
+
+    def start(*replies: Reply) -> FakeServer:
+        servers.append(FakeServer(*replies))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@dataclass
+class Asked:
+    answers: list[str | JudgeFailure]
+    waits: list[float]
+
+
+def ask(url: str, times: int = 1, together: int = 1, jitter: float = 1.0, **settings: Any) -> Asked:
+    """Ask `times` rounds of `together` questions on one endpoint; back-off is recorded, not slept."""
+    config = EndpointConfig(**({"url": url, "model": "m", "timeout_s": 30.0, "retries": 2} | settings))
+    asked = Asked([], [])
+
+    async def sleep(seconds: float) -> None:
+        asked.waits.append(seconds)
+
+    async def run() -> None:
+        endpoint = Endpoint(config, sleep=sleep, jitter=lambda: jitter)
+        for _ in range(times):
+            asked.answers += await asyncio.gather(*(endpoint.chat(MESSAGES) for _ in range(together)))
+        await endpoint.close()
+
+    asyncio.run(run())
+    return asked
+
+
+def kind(answer: str | JudgeFailure) -> FailureKind:
+    assert isinstance(answer, JudgeFailure), answer
+    return answer.kind
+
+
+def test_the_request_is_what_the_protocol_asks_for(
+    serve: Callable[..., FakeServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPEECHSUM_JUDGE_API_KEY", SECRET)
+    server = serve(says("yes"))
+
+    async def run() -> str | JudgeFailure:
+        endpoint = Endpoint(EndpointConfig(url=server.url, model="m"))
+        assert SECRET not in repr(endpoint)
+        answer = await endpoint.chat(MESSAGES, json_schema={"type": "object"}, max_tokens=7)
+        await endpoint.close()
+        return answer
+
+    assert asyncio.run(run()) == "yes"
+    assert server.paths == ["/v1/chat/completions"]
+    assert server.headers[0]["Authorization"] == f"Bearer {SECRET}"
+    sent = server.requests[0]
+    assert (sent["model"], sent["messages"], sent["max_tokens"], sent["temperature"]) == ("m", MESSAGES, 7, 0.0)
+    assert sent["response_format"] == {
+        "type": "json_schema",
+        "json_schema": {"name": "judgement", "schema": {"type": "object"}, "strict": True},
+    }
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected", "attempts"),
+    [
+        (Reply(500, b"boom"), FailureKind.HTTP_ERROR, 3),
+        (Reply(503), FailureKind.HTTP_ERROR, 3),
+        (Reply(429, b"slow down"), FailureKind.RATE_LIMITED, 3),
+        (Reply(400, b"context too long"), FailureKind.HTTP_ERROR, 1),
+        (Reply(401), FailureKind.HTTP_ERROR, 1),
+        (Reply(404), FailureKind.HTTP_ERROR, 1),
+        (Reply(302, headers={"Location": "http://127.0.0.1:9/"}), FailureKind.HTTP_ERROR, 1),
+        (Reply(drop=True), FailureKind.UNREACHABLE, 3),
+        (Reply(body=b'{"choices"', short=True), FailureKind.UNREACHABLE, 3),
+        (Reply(body=b"<html>gateway</html>"), FailureKind.INVALID_JSON, 1),
+        (Reply(body=b'{"choices": [{"mess'), FailureKind.INVALID_JSON, 1),
+        (Reply(body=b"\xff\xfe\x00"), FailureKind.INVALID_JSON, 1),
+        (Reply(body=b"[" * 200_000), FailureKind.INVALID_JSON, 1),
+        (Reply(body=b"[]"), FailureKind.INVALID_JSON, 1),
+        (Reply(), FailureKind.INVALID_JSON, 1),
+        (Reply(body=b"{}"), FailureKind.MISSING_FIELD, 1),
+        (Reply(body=b'{"choices": []}'), FailureKind.MISSING_FIELD, 1),
+        (Reply(body=b'{"choices": [3]}'), FailureKind.MISSING_FIELD, 1),
+        (Reply(body=b'{"choices": [{"text": "x"}]}'), FailureKind.MISSING_FIELD, 1),
+        (says(None), FailureKind.MISSING_FIELD, 1),
+        (says(""), FailureKind.MISSING_FIELD, 1),
+        (says("x", finish_reason="content_filter"), FailureKind.REFUSED, 1),
+        (says(None, message={"content": None, "refusal": "I will not"}), FailureKind.REFUSED, 1),
+        (Reply(body=b"x" * 10_000_000), FailureKind.TOO_LARGE, 1),
+        (says("x" * MAX_BODY_BYTES), FailureKind.TOO_LARGE, 1),
+    ],
+)
+def test_every_fault_has_a_kind_and_a_number_of_attempts(
+    serve: Callable[..., FakeServer], reply: Reply, expected: FailureKind, attempts: int
+) -> None:
+    server = serve(reply)
+    asked = ask(server.url)
+    assert kind(asked.answers[0]) is expected
+    assert len(server.requests) == attempts
+    assert len(asked.waits) == attempts - 1
+
+
+@pytest.mark.parametrize("reply", [Reply(hang=True), Reply(drip=True)])
+def test_no_whole_answer_in_time(serve: Callable[..., FakeServer], reply: Reply) -> None:
+    server = serve(reply)
+    started = time.monotonic()
+    asked = ask(server.url, timeout_s=0.15, retries=1)
+    assert kind(asked.answers[0]) is FailureKind.TIMEOUT
+    assert len(asked.waits) == 1
+    assert time.monotonic() - started < 10
+
+
+def test_nobody_listens() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        asked = ask(f"http://127.0.0.1:{free.getsockname()[1]}", retries=1)
+    assert kind(asked.answers[0]) is FailureKind.UNREACHABLE
+    assert len(asked.waits) == 1
+
+
+def test_a_passing_fault_is_survived(serve: Callable[..., FakeServer]) -> None:
+    server = serve(Reply(500), Reply(429), says("there"))
+    assert ask(server.url).answers == ["there"]
+
+
+def test_backoff_doubles_with_jitter_over_its_upper_half(serve: Callable[..., FakeServer]) -> None:
+    url = serve(Reply(500)).url
+    assert ask(url, retries=3, jitter=1.0).waits == [0.5, 1.0, 2.0]
+    assert ask(url, retries=3, jitter=0.0).waits == [0.25, 0.5, 1.0]
+    assert max(ask(url, retries=9).waits) == MAX_WAIT_S
+
+
+@pytest.mark.parametrize(
+    ("value", "wait"),
+    [("7", 7.0), ("0", 0.25), ("100000", MAX_WAIT_S), ("9" * 400, MAX_WAIT_S), ("soon", 0.25), ("-5", 0.25)],
+)
+def test_retry_after_in_seconds(serve: Callable[..., FakeServer], value: str, wait: float) -> None:
+    server = serve(Reply(429, headers={"Retry-After": value}), says("ok"))
+    asked = ask(server.url, jitter=0.0)
+    assert asked.answers == ["ok"]
+    assert asked.waits == [wait]
+
+
+def test_retry_after_as_a_date(serve: Callable[..., FakeServer]) -> None:
+    server = serve(Reply(503, headers={"Retry-After": formatdate(time.time() + 20, usegmt=True)}), says("ok"))
+    (wait,) = ask(server.url, jitter=0.0).waits
+    assert 10 < wait <= 20
+
+
+def test_concurrency_is_bounded(serve: Callable[..., FakeServer]) -> None:
+    server = serve(says("ok"))
+    server.barrier = threading.Barrier(3)  # passes only if three requests are in flight together
+    assert ask(server.url, together=9, concurrency=3).answers == ["ok"] * 9
+    assert server.peak == 3
+
+
+def test_an_endpoint_that_is_down_gets_one_attempt_until_it_is_back(serve: Callable[..., FakeServer]) -> None:
+    server = serve(*[Reply(500)] * (2 * DOWN_AFTER + 1), says("back"), Reply(500))
+    asked = ask(server.url, times=DOWN_AFTER + 3, retries=1)
+    assert asked.answers[DOWN_AFTER + 1] == "back"
+    # two each until it counts as down, then one, one that succeeds, and two again
+    assert len(server.requests) == 2 * DOWN_AFTER + 1 + 1 + 2
+
+
+def test_the_key_is_never_repeated(serve: Callable[..., FakeServer], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPEECHSUM_JUDGE_API_KEY", SECRET)
+    server = serve(Reply(401, f"wrong key {SECRET}".encode()))
+    (failure,) = ask(server.url).answers
+    assert "wrong key ***" in str(failure)
+    assert SECRET not in str(failure)
+
+
+def test_a_key_no_header_can_carry_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPEECHSUM_JUDGE_API_KEY", "two\nlines")
+    with pytest.raises(UserError, match="SPEECHSUM_JUDGE_API_KEY") as caught:
+        Endpoint(EndpointConfig(url="http://host", model="m"))
+    assert "lines" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "model"),
+    [
+        ("", "m"),
+        ("host:8000/v1", "m"),
+        ("ftp://host", "m"),
+        ("http://", "m"),
+        ("http://u:p@host", "m"),
+        ("http://h:abc", "m"),
+        ("http://h", ""),
+    ],
+)
+def test_a_mistyped_endpoint_is_a_user_error(url: str, model: str) -> None:
+    with pytest.raises(UserError):
+        Endpoint(EndpointConfig(url=url, model=model))
+
+
+@pytest.mark.parametrize("url", ["http://h/v1", "http://h/v1/", "http://h/v1/chat/completions"])
+def test_the_address_may_be_given_with_or_without_its_end(url: str) -> None:
+    assert "'http://h/v1/chat/completions'" in repr(Endpoint(EndpointConfig(url=url, model="m")))

@@ -1,0 +1,105 @@
+"""When a run folder may be begun, gone on with or replaced."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cluster.run_folder import RunFolder
+from speechsum.config import RunConfig, parse
+from speechsum.errors import UserError
+
+
+def config(**changes: object) -> RunConfig:
+    tree = {"name": "t", "stage": [{"name": "a", "steps": 2, "loss": {"kind": "sft"}}]}
+    return parse({**tree, **changes}, "test")
+
+
+def test_a_new_folder_holds_the_resolved_recipe(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "deep" / "run", config())
+    assert RunConfig.model_validate_json(folder.config.read_text()) == config()
+    assert folder.trajectories.is_dir()
+    assert folder.checkpoints.is_dir()
+    assert folder.logs.is_dir()
+    assert RunFolder.open(folder.path) == folder
+
+
+def test_an_empty_folder_may_be_used(tmp_path: Path) -> None:
+    assert RunFolder.create(tmp_path, config()).config.exists()
+
+
+def test_an_occupied_folder_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path / "run", config())
+    with pytest.raises(UserError, match=r"--resume to go on.*--overwrite to move.*another --run-dir"):
+        RunFolder.create(tmp_path / "run", config())
+
+
+def test_overwrite_moves_the_old_run_aside_and_keeps_one(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    for seed in range(4):
+        RunFolder.create(path, config(seed=seed), overwrite=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "run.old-3"]
+    assert json.loads((tmp_path / "run.old-3" / "config.json").read_text())["seed"] == 2
+
+
+def test_overwrite_deletes_nothing_that_it_does_not_know(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    (tmp_path / "run.old-7").mkdir()
+    (tmp_path / "run.old-7" / "letters.txt").write_text("mine")
+    RunFolder.create(path, config())
+    RunFolder.create(path, config(), overwrite=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "run.old-7", "run.old-8"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_other_things_is_left_alone(tmp_path: Path, overwrite: bool) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match="another --run-dir"):
+        RunFolder.create(tmp_path, config(), overwrite=overwrite)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_resume_wants_the_same_recipe(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path, config())
+    assert RunFolder.create(tmp_path, config(), resume=True).path == tmp_path
+    with pytest.raises(UserError, match=r"seed \(was 0, now 4\), watch\.samples \(was 8, now 1\)"):
+        RunFolder.create(tmp_path, config(seed=4, watch={"samples": 1}), resume=True)
+
+
+def test_resume_names_values_that_came_or_went(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, config())
+    folder.config.write_text(folder.config.read_text().replace('"seed": 0', '"sown": 0'))
+    with pytest.raises(UserError, match=r"sown \(was 0, now absent\), seed \(was absent, now 0\)"):
+        RunFolder.create(tmp_path, config(), resume=True)
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_resume_wants_a_run(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"leave out --resume|damaged"):
+        RunFolder.create(tmp_path, config(), resume=True)
+
+
+def test_odd_places_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(UserError, match="is a file"):
+        RunFolder.create(file, config())
+    with pytest.raises(UserError, match="choose another --run-dir"):
+        RunFolder.create(file / "below", config())
+    with pytest.raises(UserError, match="one of the two"):
+        RunFolder.create(tmp_path, config(), resume=True, overwrite=True)
+    with pytest.raises(UserError, match="is not a run folder"):
+        RunFolder.open(tmp_path)
+
+
+def test_the_summary_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, config())
+    with pytest.raises(UserError, match="finish the run"):
+        folder.read_summary()
+    folder.write_summary({"steps": 3, "rollout_vs_vllm": None})
+    with pytest.raises(ValueError, match=r"'eval\.after\.judge\.ci95\.1' is not a finite number"):
+        folder.write_summary({"eval": {"after": {"judge": {"ci95": [0.1, float("nan")]}}}})
+    assert folder.read_summary() == {"steps": 3, "rollout_vs_vllm": None}
+    assert [p.name for p in tmp_path.iterdir() if "unfinished" in p.name] == []

@@ -1,0 +1,288 @@
+"""The command line: what it costs, what it refuses and how it ends. What it starts is replaced by fakes."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from speechsum import __version__, cli
+from speechsum.config import load_recipe
+from speechsum.errors import RunError
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = [
+    "",
+    "doctor",
+    "data",
+    "data synth",
+    "data check",
+    "train",
+    "eval",
+    "judge",
+    "judge score",
+    "summarize",
+    "bench",
+]
+RECIPE = """
+name = "tiny"
+[[stage]]
+name = "align"
+steps = 2
+loss = { kind = "sft" }
+"""
+
+
+@pytest.fixture(autouse=True)
+def _environment_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_WAIT_POLICY", "KMP_BLOCKTIME"):
+        monkeypatch.setenv(name, os.environ.get(name, "PASSIVE"))
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+def fake_module(monkeypatch: pytest.MonkeyPatch, name: str, **members: Any) -> None:
+    """Stand in for a module of the running system, which would start engines."""
+    module = ModuleType(name)
+    vars(module).update(members)
+    monkeypatch.setitem(sys.modules, name, module)
+
+
+def fake_train(monkeypatch: pytest.MonkeyPatch, ending: BaseException | None = None) -> list[dict[str, Any]]:
+    """A train.run that makes the run folder, notes its arguments and ends at once, by `ending` where given."""
+    calls: list[dict[str, Any]] = []
+
+    def run(config: Any, run_dir: Path, **options: Any) -> dict[str, Any]:
+        from cluster.run_folder import RunFolder
+
+        RunFolder.create(run_dir, config, resume=options["resume"], overwrite=options["overwrite"])
+        calls.append({"config": config, "run_dir": run_dir, **options})
+        if ending is not None:
+            raise ending
+        return {"steps": 2}
+
+    fake_module(monkeypatch, "cluster.train", run=run)
+    return calls
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*command.split(), "--help"])
+    assert ended.value.code == 0
+    assert f"usage: speechsum {command}".strip() in capsys.readouterr().out
+
+
+def test_help_is_instant_and_loads_only_the_standard_library() -> None:
+    code = (
+        "import sys\nfrom speechsum.cli import main\n"
+        "try:\n    main(['train', '--help'])\nexcept SystemExit:\n    pass\n"
+        "foreign = {name.partition('.')[0] for name, module in sys.modules.items()"
+        " if 'site-packages' in (getattr(module, '__file__', None) or '')}\n"
+        "print('FOREIGN', sorted(foreign - {'_virtualenv'}), file=sys.stderr)"
+    )
+    before = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    taken = time.monotonic() - before
+    assert result.returncode == 0, result.stderr
+    assert {"torch", "ray", "vllm", "transformers", "pyarrow", "wandb", "rich", "pydantic"}.isdisjoint(
+        json.loads(result.stderr.split("FOREIGN ")[1].replace("'", '"'))
+    )
+    assert taken < 1.0
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"speechsum {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["train"],
+        ["train", "r.toml", "--resume", "--overwrite"],
+        ["data", "synth", "--out", "d", "--clips", "0"],
+        ["data", "check", "m.jsonl", "--max-audio-s", "nan"],
+        ["summarize"],
+    ],
+)
+def test_options_that_make_no_sense_end_with_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+
+
+def one_sentence(capsys: pytest.CaptureFixture[str]) -> str:
+    error = capsys.readouterr().err
+    assert error.startswith("speechsum: error: ")
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
+    return error
+
+
+def test_a_wrong_recipe_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", str(tmp_path / "no.toml")]) == 2
+    assert "no recipe at" in one_sentence(capsys)
+
+
+def test_an_unknown_key_names_the_nearest(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", str(recipe), "-o", "stage.align.step=3"]) == 2
+    assert "did you mean 'steps'" in one_sentence(capsys)
+
+
+def test_an_existing_folder_is_refused_with_the_ways_out(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = fake_train(monkeypatch)
+    arguments = ["train", str(recipe), "--run-dir", str(tmp_path / "run")]
+    assert cli.main(arguments) == 0
+    capsys.readouterr()
+    assert cli.main(arguments) == 2
+    message = one_sentence(capsys)
+    assert "--resume" in message
+    assert "--overwrite" in message
+    assert cli.main([*arguments, "--resume"]) == 0
+    assert cli.main([*arguments, "--overwrite"]) == 0
+    assert [(call["resume"], call["overwrite"]) for call in calls] == [(False, False), (True, False), (False, True)]
+
+
+def test_train_passes_on_what_it_was_told(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = fake_train(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", str(recipe), "-o", "seed=7", "--address", "auto"]) == 0
+    (call,) = calls
+    assert call["config"] == load_recipe(recipe, ["seed=7"])
+    assert call["address"] == "auto"
+    assert call["run_dir"].parent == tmp_path / "runs"
+    assert call["run_dir"].name.startswith("tiny-20")
+
+
+def test_resume_without_a_folder(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", str(recipe), "--resume"]) == 2
+    assert "--run-dir" in one_sentence(capsys)
+
+
+def test_a_run_that_cannot_go_on_ends_with_1(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_train(monkeypatch, RunError("the judge failed too often"))
+    assert cli.main(["train", str(recipe), "--run-dir", str(tmp_path / "run")]) == 1
+    assert "the judge failed too often" in one_sentence(capsys)
+
+
+def test_ctrl_c_says_how_to_go_on(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_train(monkeypatch, KeyboardInterrupt())
+    run_dir = tmp_path / "my run"
+    assert cli.main(["train", str(recipe), "--run-dir", str(run_dir), "-o", "seed=3"]) == 130
+    command = f"speechsum train {recipe} --run-dir '{run_dir}' -o seed=3 --resume"
+    assert command in capsys.readouterr().err
+
+
+def test_a_fault_of_ours_leaves_its_traceback_in_the_run(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_train(monkeypatch, ZeroDivisionError("ours"))
+    assert cli.main(["train", str(recipe), "--run-dir", str(tmp_path / "run")]) == 1
+    message = one_sentence(capsys)
+    (log,) = (tmp_path / "run" / "logs").iterdir()
+    assert str(log) in message
+    assert "ZeroDivisionError: ours" in log.read_text()
+
+
+def test_a_wrong_audio_path_is_told_before_a_model_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["summarize", str(tmp_path / "a.wav"), str(tmp_path / "b.wav")]) == 2
+    message = one_sentence(capsys)
+    assert "a.wav" in message
+    assert "b.wav" in message
+
+
+def test_summaries_as_json_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fake_summarize(
+        paths: list[Path], checkpoint: Path | None, instruction: str, max_tokens: int
+    ) -> list[dict[str, str]]:
+        return [{"audio": str(path), "summary": f"{instruction} {max_tokens} é"} for path in paths]
+
+    fake_module(monkeypatch, "cluster.summarize", summarize=fake_summarize)
+    recording = tmp_path / "a.wav"
+    soundfile.write(recording, np.sin(np.arange(16_000) / 20) * 0.1, 16_000)
+    assert cli.main(["summarize", str(recording), "--json", "--instruction", "Say", "--max-tokens", "5"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"audio": str(recording), "summary": "Say 5 é"}
+    assert cli.main(["summarize", str(recording)]) == 0
+    assert capsys.readouterr().out == f"{cli.DEFAULT_INSTRUCTION} 64 é\n"
+
+
+def test_eval_turns_its_options_into_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    fake_module(monkeypatch, "cluster.evaluate", evaluate_checkpoint=lambda *given: seen.append(given))
+    data = tmp_path / "m.parquet"
+    data.touch()
+    arguments = ["eval", "--checkpoint", str(tmp_path), "--data", str(data), "--out", str(tmp_path / "o.json")]
+    assert cli.main([*arguments, "--clips", "3", "--judge-path", "7b", "-o", "rollout.actors=2"]) == 0
+    ((checkpoint, manifest, out, config),) = seen
+    assert (checkpoint, manifest, out) == (tmp_path, data, tmp_path / "o.json")
+    assert (config.eval.clips, config.judge.path, config.rollout.actors) == (3, "7b", 2)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["eval", "--checkpoint", "nope", "--data", "m", "--out", "o"],
+        ["judge", "score", "--input", "nope.jsonl", "--output", "o"],
+        ["data", "check", "nope.jsonl"],
+        ["bench", "--run-dir", "nope"],
+        ["data", "synth", "--out", "d", "--requests", "poem"],
+    ],
+)
+def test_wrong_paths_and_names_are_the_users_mistakes(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    one_sentence(capsys)
+
+
+def test_judge_score_defaults_to_the_likelihood_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    fake_module(monkeypatch, "cluster.score", score_file=lambda *given: seen.append(given))
+    (tmp_path / "x.jsonl").touch()
+    assert (
+        cli.main(["judge", "score", "--input", str(tmp_path / "x.jsonl"), "--output", str(tmp_path / "y.jsonl")]) == 0
+    )
+    ((given, output, config),) = seen
+    assert (given.name, output.name, config.judge.kind, config.judge.path) == (
+        "x.jsonl",
+        "y.jsonl",
+        "likelihood",
+        "starter",
+    )
+
+
+def test_data_check_counts_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    soundfile.write(tmp_path / "a.wav", np.sin(np.arange(32_000) / 20) * 0.1, 16_000)
+    manifest = tmp_path / "m.jsonl"
+    rows = [{"id": name, "audio": "a.wav", "instruction": "Summarize.", "reference": "A tone."} for name in "xy"]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert cli.main(["data", "check", str(manifest)]) == 0
+    out = capsys.readouterr().out
+    assert "2 rows are fine (1 recordings; 0 with transcript, 2 with reference, 0 with facts)" in out
+    assert cli.main(["data", "check", str(manifest), "--max-audio-s", "1.5"]) == 2

@@ -1,0 +1,151 @@
+"""Recipes: what is accepted, what is refused and in which words."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from speechsum.config import RunConfig, load_recipe
+from speechsum.errors import UserError
+
+RECIPE = """
+name = "two"
+
+[model]
+adapter = "early"
+
+[[stage]]
+name = "align"
+steps = 4
+loss = { kind = "sft" }
+
+[[stage]]
+name = "grpo"
+steps = 6
+group_size = 4
+loss = { kind = "grpo", clip_high = 0.3 }
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "two.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+def refusal(recipe: Path, *overrides: str) -> str:
+    with pytest.raises(UserError) as refused:
+        load_recipe(recipe, list(overrides))
+    return str(refused.value)
+
+
+def test_a_recipe_with_its_defaults(recipe: Path) -> None:
+    config = load_recipe(recipe)
+    assert [stage.name for stage in config.stage] == ["align", "grpo"]
+    assert (config.model.adapter, config.model.lora.rank, config.seed) == ("early", 16, 0)
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_overrides_reach_sections_and_stages(recipe: Path) -> None:
+    config = load_recipe(
+        recipe,
+        [
+            "seed=5",
+            "model.lora.rank=8",
+            "stage.grpo.steps=20",
+            "stage.0.steps=2",
+            "stage.grpo.loss.is_cap=3.5",
+            "data.train=some/file.parquet",
+            'data.speech.requests=["sentence"]',
+            "watch.wandb=disabled",
+            "name = spaced",
+        ],
+    )
+    assert (config.seed, config.model.lora.rank, config.name) == (5, 8, "spaced")
+    assert [stage.steps for stage in config.stage] == [2, 20]
+    assert config.stage[1].loss.kind == "grpo"
+    assert config.stage[1].loss.is_cap == 3.5
+    assert (config.data.train, config.data.speech.requests) == ("some/file.parquet", ("sentence",))
+    assert config.watch.wandb == "disabled"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.lora.rnk=8", "'model.lora.rnk'; did you mean 'rank'"),
+        ("learnr.ranks=1", "did you mean 'learner'"),
+        ("stage.grpo.loss.clip_hihg=0.4", "did you mean 'clip_high'"),
+        ("qqqqqq=1", "unknown key 'qqqqqq'; remove it"),
+    ],
+)
+def test_an_unknown_key_comes_with_the_nearest_known_one(recipe: Path, override: str, words: str) -> None:
+    message = refusal(recipe, override)
+    assert words in message
+    assert str(recipe) in message
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("stage.align.steps=0", "greater than or equal to 1"),
+        ("stage.grpo.group_size=1", "set group_size >= 2"),
+        ("stage.align.group_size=2", "set group_size = 1"),
+        ("stage.align.max_staleness=1", "max_staleness = 0"),
+        ("stage.align.name=grpo", "stage names must differ"),
+        ("rollout.top_p=0.9", "lower rollout.temperature"),
+        ("rollout.max_tokens=4000", "rollout.engine.max_model_len"),
+        ("judge.kind=rubric", "judge.endpoint.url"),
+        ("model.dtype=int4", "model.dtype"),
+        ("stage.grpo.loss.kind=ppo", "ppo"),
+        ("seed=many", "'seed' = \"many\""),
+    ],
+)
+def test_an_impossible_value_is_refused_with_the_remedy(recipe: Path, override: str, words: str) -> None:
+    assert words in refusal(recipe, override)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("seed", "not of the form"),
+        ("=3", "not of the form"),
+        ("stage.nope.steps=3", "no entry 'nope'"),
+        ("stage.7.steps=3", "no entry '7'"),
+        ("name.inner=3", "is a value, not a section"),
+    ],
+)
+def test_an_override_that_cannot_be_applied(recipe: Path, override: str, words: str) -> None:
+    assert words in refusal(recipe, override)
+
+
+def test_all_that_is_wrong_is_told_at_once(recipe: Path) -> None:
+    message = refusal(recipe, "sed=1", "learner.ranks=0")
+    assert "sed" in message
+    assert "learner.ranks" in message
+
+
+def test_nothing_can_be_changed_afterwards(recipe: Path) -> None:
+    config = load_recipe(recipe)
+    with pytest.raises(ValidationError):
+        config.model.lora.rank = 4
+    with pytest.raises(ValidationError):
+        config.seed = 1
+
+
+def test_files_that_are_no_recipe(tmp_path: Path) -> None:
+    broken, latin, empty = tmp_path / "broken.toml", tmp_path / "latin.toml", tmp_path / "empty.toml"
+    broken.write_text("name = ")
+    latin.write_bytes(b'name = "\xff"')
+    empty.touch()
+    assert "no recipe at" in refusal(tmp_path / "nope.toml")
+    assert "is a folder" in refusal(tmp_path)
+    assert "is not valid TOML" in refusal(broken)
+    assert "is not valid TOML" in refusal(latin)
+    assert "'name' is missing; add it" in refusal(empty)
+
+
+def test_every_recipe_that_ships_loads() -> None:
+    root = Path(__file__).resolve().parents[2]
+    for path in [*sorted((root / "recipes").glob("*.toml")), root / "speechsum" / "standalone.toml"]:
+        assert load_recipe(path).name

@@ -1,0 +1,78 @@
+"""Means and intervals against numbers worked out by hand."""
+
+import numpy as np
+import pytest
+
+from speechsum.statistics import mean_ci, paired_difference
+
+
+def test_equal_values_leave_no_doubt() -> None:
+    assert mean_ci([0.5] * 7) == {"mean": 0.5, "ci95": [0.5, 0.5]}
+
+
+def test_two_values_have_three_possible_means() -> None:
+    # Drawing two of {0, 1} gives means 0, 1/2, 1 with chances 1/4, 1/2, 1/4: the outer 2.5 % are 0 and 1.
+    assert mean_ci([0.0, 1.0], n=4000) == {"mean": 0.5, "ci95": [0.0, 1.0]}
+
+
+def test_many_values_agree_with_the_normal_interval() -> None:
+    values = np.random.default_rng(1).normal(2.0, 3.0, size=900)
+    result = mean_ci(values.tolist(), n=4000)
+    half = 1.96 * values.std() / np.sqrt(len(values))
+    assert result["mean"] == pytest.approx(values.mean())
+    assert result["ci95"] == pytest.approx([values.mean() - half, values.mean() + half], abs=0.02)
+
+
+def test_one_seed_one_answer() -> None:
+    values = np.random.default_rng(5).random(30).tolist()
+    assert mean_ci(values, seed=3) == mean_ci(values, seed=3)
+    assert mean_ci(values, seed=3) != mean_ci(values, seed=4)
+
+
+def test_answers_about_one_recording_count_as_one() -> None:
+    values = [0.0, 1.0] * 20
+    alone = mean_ci(values)
+    grouped = mean_ci(values, groups=["low", "high"] * 20)
+    # Two recordings, one all 0 and one all 1: as uncertain as two values, however many answers each has.
+    assert grouped == {"mean": 0.5, "ci95": [0.0, 1.0]}
+    assert alone["ci95"][1] - alone["ci95"][0] < 0.4
+
+
+def test_recordings_of_different_size_weigh_by_their_answers() -> None:
+    # Drawing twice from {a: 3 answers of 1, b: 1 answer of 0}: means 1, 3/4, 0.
+    result = mean_ci([1.0, 1.0, 1.0, 0.0], groups=["a", "a", "a", "b"], n=4000)
+    assert result == {"mean": 0.75, "ci95": [0.0, 1.0]}
+
+
+def test_pairing_takes_out_what_makes_an_item_hard() -> None:
+    before = [0.1, 0.9, 0.3, 0.6]
+    after = [value + 0.1 for value in before]
+    result = paired_difference(before, after)
+    assert result["mean"] == pytest.approx(0.1)
+    assert result["ci95"] == pytest.approx([0.1, 0.1])
+
+
+def test_slices_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).random(50).tolist()
+    whole = mean_ci(values, n=300)
+    monkeypatch.setattr("speechsum.statistics.CELLS_AT_ONCE", 1000)
+    assert mean_ci(values, n=300) == whole
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "message"),
+    [
+        ([], {}, "at least one value"),
+        ([1.0, float("nan")], {}, "value 1 is not finite"),
+        ([1.0, 2.0], {"groups": ["a"]}, "got 1 for 2"),
+        ([1.0], {"n": 0}, "at least one resample"),
+    ],
+)
+def test_what_cannot_be_averaged_is_refused(values: list[float], options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mean_ci(values, **options)
+
+
+def test_pairs_must_match() -> None:
+    with pytest.raises(ValueError, match="as many values before as after"):
+        paired_difference([1.0], [1.0, 2.0])
