@@ -24,6 +24,7 @@ from speechsum.config import RunConfig
 __all__ = ["SampleRow", "Watch"]
 
 HEARTBEAT_S = 10.0
+TABLES_PER_STAGE = 20  # wandb keeps a copy of the audio with each table
 SHOWN = (
     ("judge/reward_mean", "reward {:.3f}"),
     ("learner/loss", "loss {:.4f}"),
@@ -47,6 +48,7 @@ class Watch:
         self._steps_before = {s.name: sum(t.steps for t in config.stage[:i]) for i, s in enumerate(config.stage)}
         self._shown_samples = config.watch.samples
         self._stage = ""
+        self._table_every = 1
         self._pace: Pace | None = None
         self._screen = screen_for(console or Console(), heartbeat_s)
         self._wandb = WandbTracker(folder, config, self.note)
@@ -71,6 +73,7 @@ class Watch:
     def stage(self, name: str, steps: int, start: int) -> None:
         """A stage of `steps` steps begins, `start` of them done before a resume."""
         self._stage = name
+        self._table_every = max(1, steps // TABLES_PER_STAGE)
         self._pace = Pace(steps, start, time.monotonic())
         number = f" ({self._order[name] + 1} of {len(self._order)})" if len(self._order) > 1 else ""
         self._screen.stage(f"{name}{number}", steps, start)
@@ -85,11 +88,15 @@ class Watch:
         self._ray.log(finite)
 
     def samples(self, rows: Sequence[SampleRow], step: int) -> None:
-        """Completions of this step to be looked at; at most `watch.samples` of them are kept."""
+        """Completions of this step to be looked at; at most `watch.samples` of them are kept.
+
+        All of those are in `samples.jsonl`; wandb gets those of the first step and of every so many.
+        """
         shown = rows[: self._shown_samples]
         if shown:
             _append(self._folder.samples, [{"stage": self._stage, "step": step, **asdict(row)} for row in shown])
-            self._wandb.samples(shown, self._stage, step)
+            if step == 1 or step % self._table_every == 0:
+                self._wandb.samples(shown, self._stage, step)
 
     def rewind(self, stage: str, step: int) -> None:
         """Cut off what was recorded after step `step` of `stage`: a resumed run will do those steps again."""

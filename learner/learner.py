@@ -47,7 +47,8 @@ class Learner:
         self.extractor = AutoFeatureExtractor.from_pretrained(checkpoint)
         self.limits = AudioLimits(max_s=config.model.max_audio_s)
         torch.manual_seed(config.seed)  # ranks must draw the same LoRA before sharding
-        self.model = self.family.load(checkpoint, config.model.dtype).to(self.device)
+        attention = "sdpa" if self.device.type == "cuda" else "eager"  # torch's CPU flash backward is the slower one
+        self.model = self.family.load(checkpoint, config.model.dtype, attention).to(self.device)
         policy = SpeechPolicy(self.model, self.family, config.model.lora, train_projector=config.model.train_projector)
         mesh = init_device_mesh(self.device.type, (dist.get_world_size(),))
         self.policy = shard(policy.to(self.device), mesh, self.dtype)

@@ -76,8 +76,8 @@ def _pack_one(sample: TrainingSample) -> tuple[list[int], list[int], list[int], 
     return ids, positions, segments, predictors, targets
 
 
-def tree_mask(segments: Tensor) -> Tensor:
-    """Which position may look at which, [B, 1, L, L] bool: earlier ones of the prompt or of the same completion.
+def tree_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive mask [B, 1, L, L]: a position looks at earlier ones of the prompt and of its own completion.
 
     Padding looks at itself alone, so that no row of the softmax is empty.
     """
@@ -86,7 +86,8 @@ def tree_mask(segments: Tensor) -> Tensor:
     causal = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool, device=segments.device).tril()
     padding = (segments == PADDING)[:, :, None]
     own = torch.eye(segments.shape[1], dtype=torch.bool, device=segments.device)
-    return torch.where(padding, own, (same | to_prompt) & causal)[:, None]
+    allowed = torch.where(padding, own, (same | to_prompt) & causal)[:, None]
+    return torch.zeros(allowed.shape, dtype=dtype, device=segments.device).masked_fill_(~allowed, torch.finfo(dtype).min)
 
 
 class SpeechPolicy(nn.Module):
@@ -116,7 +117,8 @@ class SpeechPolicy(nn.Module):
         heard = self.projector(audio.to(self.projector_dtype)).to(embeds.dtype)
         embeds = embeds.masked_scatter((rows.ids == audio_id)[..., None], heard)
         hidden = self.decoder(
-            inputs_embeds=embeds, attention_mask=tree_mask(rows.segments), position_ids=rows.positions, use_cache=False
+            inputs_embeds=embeds, attention_mask=tree_mask(rows.segments, embeds.dtype),
+            position_ids=rows.positions, use_cache=False,
         ).last_hidden_state
         wanted = hidden.flatten(0, 1)[rows.predictors]
         parts = [

@@ -56,13 +56,13 @@ class Family:
         """Id that marks audio positions, as the model's configuration has it."""
         return int(config.audio_token_id)
 
-    def load(self, checkpoint: Path | str, dtype: str) -> Any:
-        """The transformers model on the CPU, in evaluation mode, nothing trainable."""
+    def load(self, checkpoint: Path | str, dtype: str, attention: str = "sdpa") -> Any:
+        """The transformers model on the CPU, in evaluation mode, nothing trainable; `attention` as transformers names it."""
         import torch
         import transformers
 
         cls = getattr(transformers, self.model_class)
-        model = cls.from_pretrained(checkpoint, dtype=getattr(torch, dtype), attn_implementation="sdpa")
+        model = cls.from_pretrained(checkpoint, dtype=getattr(torch, dtype), attn_implementation=attention)
         return model.requires_grad_(False).eval()
 
     def encode(self, model: Any, extractor: Any, clips: Sequence[np.ndarray]) -> list[torch.Tensor]:

@@ -31,8 +31,15 @@ METRICS: dict[str, Metric] = {
     "rollout/audio_s": Metric("s", "seconds of speech the rollout actors listened to for this step", adds_up=True),
     "rollout/response_tokens_mean": Metric("tokens", "mean length of a completion, end token included"),
     "rollout/truncated_share": Metric("", "share of completions cut off at rollout.max_tokens"),
+    "rollout/generate_s": Metric("s", "time an actor's engine spent on sampling since the actor started"),
+    "rollout/groups": Metric("groups", "groups an actor sampled since it started"),
+    "rollout/failures": Metric("prompts", "prompts an actor could not answer since it started"),
+    "rollout/pushes": Metric("", "pushes of weights an actor took in since it started"),
+    "rollout/refused_pushes": Metric("", "pushes an actor refused since it started: wrong checksum or older version"),
+    "rollout/receive_s": Metric("s", "time an actor took to load its latest push"),
+    "rollout/policy_version": Metric("", "number of the weights an actor serves"),
     "judge/reward_mean": Metric("", "mean reward of the step's judged completions"),
-    "judge/reward_std": Metric("", "spread of the rewards within a prompt's group, averaged over groups"),
+    "judge/reward_std": Metric("", "standard deviation of the rewards over all of the step's judged completions"),
     "judge/failure_share": Metric("", "share of judgements that failed and were masked"),
     "judge/score_s": Metric("s", "time the judges took for this step"),
     "judge/gated_share": Metric("", "share of completions a gate turned down before the judge saw them"),
@@ -43,10 +50,13 @@ METRICS: dict[str, Metric] = {
     "learner/clip_share": Metric("", "share of response tokens whose importance ratio was clipped"),
     "learner/is_weight_mean": Metric("", "mean truncated importance weight between rollout and learner"),
     "learner/logprob_gap": Metric("nats/token", "mean |rollout log-prob - learner log-prob| of the trained tokens"),
-    "learner/tokens": Metric("tokens", "tokens the learner ran, prompts once per group", adds_up=True),
-    "learner/tokens_per_s": Metric("tokens/s", "tokens the learner ran per second of its step"),
+    "learner/masked_tokens": Metric("tokens", "response tokens left out for want of a finite log-prob", adds_up=True),
+    "learner/skipped": Metric("", "1 where loss or gradient was not finite and the step changed nothing", adds_up=True),
+    "learner/tokens": Metric("tokens", "tokens the learner ran, prompts once per group, padding counted", adds_up=True),
+    "learner/tokens_per_s": Metric("tokens/s", "tokens the learner ran per second of its step, padding counted"),
     "learner/step_s": Metric("s", "time of the optimizer step, forward and backward included"),
     "sync/publish_s": Metric("s", "time from the learner's weights to the last rollout actor that serves them"),
+    "sync/receive_s": Metric("s", "time the slowest rollout actor took to load the push"),
     "sync/bytes": Metric("bytes", "size of one push of weights", adds_up=True),
     "sync/version": Metric("", "number of the weights that the rollout actors serve"),
     "buffer/staleness_max": Metric("versions", "age of the oldest completion when it was trained on"),
@@ -54,9 +64,19 @@ METRICS: dict[str, Metric] = {
     "buffer/trained_groups": Metric("groups", "groups this step was trained on", adds_up=True),
     "wall/step_s": Metric("s", "wall time of the step, from the first rollout to the live weights"),
     "wall/rss_gb": Metric("GB", "memory of the driver and of every process below it"),
-} | {
-    f"judge/failures/{kind.value}": Metric("judgements", f"failed judgements of kind {kind.value!r}", adds_up=True)
+}
+METRICS |= {
+    f"judge/failed_{kind.value}": Metric("judgements", f"failed judgements of kind {kind.value!r}", adds_up=True)
     for kind in FailureKind
+}
+METRICS |= {
+    f"buffer/dropped_{reason}": Metric("groups", f"groups dropped because {why}", adds_up=True)
+    for reason, why in {
+        "rollout": "no rollout actor could answer the prompt",
+        "judge_failed": "fewer than two of their completions were judged",
+        "equal_rewards": "all their rewards were equal, so that there is nothing to learn",
+        "stale": "they had become older than max_staleness",
+    }.items()
 }
 
 

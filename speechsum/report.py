@@ -17,7 +17,7 @@ MEASURES = (
     ("judge", "judge reward"),
     ("fact_recall", "fact recall"),
     ("fact_precision", "fact precision"),
-    ("wrong_audio_recall", "fact recall, wrong audio"),
+    ("wrong_audio_recall", "wrong audio"),
     ("rougeL", "ROUGE-L"),
 )
 
@@ -30,7 +30,7 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
 
 
 def render_summary(summary: Mapping[str, Any]) -> RenderableType:
-    """The table of measures, the run's figures, and examples where the summary holds some (`examples`)."""
+    """The table of measures, the run's figures, and examples where the evaluation kept some (`eval.examples`)."""
     from rich.console import Group
     from rich.text import Text
 
@@ -39,39 +39,41 @@ def render_summary(summary: Mapping[str, Any]) -> RenderableType:
 
 
 def _table(evaluation: Mapping[str, Any]) -> RenderableType:
+    from rich import box
     from rich.table import Table
 
     before, after, difference = (evaluation.get(part) or {} for part in ("before", "after", "difference"))
     counts = {part["n"] for part in (before, after) if part.get("n")}
-    table = Table(title=f"Held-out speech, {'/'.join(map(str, sorted(counts))) or UNKNOWN} items (95 % intervals)")
+    title = f"Held-out speech, {'/'.join(map(str, sorted(counts))) or UNKNOWN} items (95 % intervals)"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))  # fits 80 columns
     table.add_column("measure")
     for heading in ("before", "after", "difference"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for key, title in MEASURES:
         cells = [_estimate(before.get(key)), _estimate(after.get(key))]
         table.add_row(title, *cells, _change(before.get(key), after.get(key), difference.get(key)))
     return table
 
 
-def _estimate(estimate: Mapping[str, Any] | None, sign: str = "") -> str:
+def _estimate(estimate: Mapping[str, Any] | None) -> str:
     if not estimate or estimate.get("mean") is None:
         return UNKNOWN
     interval = estimate.get("ci95")
-    text = f"{estimate['mean']:{sign}.3f}"
-    return f"{text} ({interval[0]:{sign}.3f} to {interval[1]:{sign}.3f})" if interval else text
+    text = f"{estimate['mean']:.2f}"
+    return f"{text} ({interval[0]:.2f}–{interval[1]:.2f})" if interval else text
 
 
 def _change(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, paired: Mapping[str, Any] | None) -> str:
     """The paired difference, marked where its interval leaves out zero; without one the plain difference."""
     if paired and paired.get("mean") is not None:
         low, high = paired.get("ci95") or (0.0, 0.0)
-        return _estimate(paired, "+") + (" *" if low > 0 or high < 0 else "  ")
+        return f"{paired['mean']:+.3f} ({low:+.3f}, {high:+.3f}) {'*' if low > 0 or high < 0 else ' '}"
     means = [side["mean"] for side in (before, after) if side and side.get("mean") is not None]
     return f"{means[1] - means[0]:+.3f}" if len(means) == 2 else UNKNOWN
 
 
 def _facts(summary: Mapping[str, Any]) -> Iterator[str]:
-    yield "* the interval leaves out zero"
+    yield "* the interval leaves out zero · wrong audio: fact recall on a wrong clip"
     stages = ", ".join(_stage(stage) for stage in summary.get("stages") or []) or UNKNOWN
     wall, memory = summary.get("wall_s"), summary.get("peak_rss_gb")
     yield (
@@ -111,10 +113,10 @@ def _number(value: object) -> str:
 
 
 def _examples(summary: Mapping[str, Any]) -> Iterator[str]:
-    for example in (summary.get("examples") or [])[:SHOWN_EXAMPLES]:
+    for example in ((summary.get("eval") or {}).get("examples") or [])[:SHOWN_EXAMPLES]:
         yield ""
-        yield f"{example.get('id', 'example')}: {example.get('instruction', '')}"
-        for side in ("before", "after", "reference"):
-            if example.get(side) is not None:
-                text = " / ".join(str(example[side]).split("\n"))
-                yield f"  {side:>9}  {text}"
+        yield f"asked: {example.get('instruction', UNKNOWN)}"
+        for key, title in (("transcript", "said"), ("before", "before"), ("after", "after")):
+            if example.get(key) is not None:
+                text = " / ".join(str(example[key]).split("\n"))
+                yield f"  {title:>6}  {text}"

@@ -168,6 +168,17 @@ def test_wandb_offline_keeps_a_playable_table(tmp_path: Path) -> None:
     assert [row["prompt_id"] for row in lines(tmp_path / "run" / "samples.jsonl")] == ["p", "gone"]
 
 
+def test_a_long_stage_copies_audio_to_wandb_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables: list[int] = []
+    with begin(tmp_path) as watch:
+        monkeypatch.setattr(watch._wandb, "samples", lambda rows, stage, step: tables.append(step))
+        watch.stage("align", 200, 0)
+        for step in range(1, 201):
+            watch.samples([sample("p")], step)
+    assert tables == [1, *range(10, 201, 10)]
+    assert len(lines(tmp_path / "run" / "samples.jsonl")) == 200
+
+
 class FakeBrokenWandb(ModuleType):
     """A wandb that cannot start."""
 
