@@ -10,6 +10,7 @@ import ray
 from ray.util.metrics import Counter, Gauge
 
 from speechsum.config import JudgeConfig
+from speechsum.errors import UserError
 from speechsum.types import JudgeFailure, Judgement, JudgeTask, ScoredGroup, TrajectoryGroup
 
 
@@ -26,9 +27,11 @@ class Judge(Protocol):
         """Release what the judge holds. Safe to call twice."""
 
 
-def make_judge(config: JudgeConfig, path: str) -> Judge:
-    """The judge that `config.kind` names; `path` is the checkpoint folder of the `likelihood` judge."""
+def make_judge(config: JudgeConfig, path: str | None) -> Judge:
+    """The judge that `config.kind` names; `path` is the checkpoint folder, which only `likelihood` needs."""
     if config.kind == "likelihood":
+        if path is None:
+            raise UserError("judge.kind = 'likelihood' needs a causal language model; set judge.path")
         from actors.likelihood_judge import LikelihoodJudge
 
         return LikelihoodJudge.load(path, config.engine)
@@ -54,7 +57,7 @@ def score_groups(judge: Judge, groups: Sequence[TrajectoryGroup]) -> list[Scored
 class JudgeActor:
     """A judge in a Ray actor, with its metrics on Ray's Prometheus endpoint. `index` tells actors of one run apart."""
 
-    def __init__(self, config: JudgeConfig, path: str, *, index: int = 0) -> None:
+    def __init__(self, config: JudgeConfig, path: str | None, *, index: int = 0) -> None:
         self._judge = make_judge(config, path)
         self._published = _Metrics(self._judge.name, index)
         self._totals = {"judge/scored": 0.0, "judge/failures": 0.0, "judge/gated": 0.0, "judge/score_s": 0.0}

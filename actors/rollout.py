@@ -141,6 +141,10 @@ class Rollout:
             "rollout/policy_version": self.version,
         }
 
+    def reset_caches(self) -> None:
+        """Forget what the engine has computed, so that a measurement starts cold."""
+        self.engine.reset_caches()
+
     def close(self) -> None:
         """Shut the engine down."""
         self.engine.close()
@@ -259,6 +263,10 @@ class RolloutActor:
     def metrics(self) -> dict[str, float]:
         """See `Rollout.metrics`."""
         return self._rollout.metrics()
+
+    def reset_caches(self) -> None:
+        """See `Rollout.reset_caches`."""
+        self._rollout.reset_caches()
 
     def close(self) -> None:
         """Shut the engine down before the actor is released."""

@@ -18,10 +18,15 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
+import numpy as np
+
+from actors.rollout import Rolled
+from cluster.buffer import Lease, Ready, Slots
 from cluster.stages import kind_of
+from cluster.window import Window
 from speechsum.advantage import group_advantages
 from speechsum.batching import make_batch
 from speechsum.config import RunConfig, StageConfig
@@ -31,81 +36,53 @@ from speechsum.ledger import LedgerRow
 from speechsum.types import (
     Batch,
     Completion,
+    FailureKind,
     JudgeFailure,
+    Judgement,
+    Prompt,
     Reward,
     SamplingParams,
     ScoredGroup,
     TrainingSample,
-    Trajectory,
     TrajectoryGroup,
     read_only,
 )
 
+Work = Literal["generate", "score"]
+
 DROPS_PER_STEP_LIMIT = 20
 """A step that had to drop this many times its groups is not making progress; the run stops and says why."""
 
+GROUPS_BEFORE_JUDGING_THE_JUDGE = 4
+"""Before this many groups' judgements (or a full window) the share of failures says too little to stop a run."""
+
 
 class Ports(Protocol):
-    """What the controller drives. Handles are opaque; `wait` gives those that are done, at least one."""
+    """What the controller drives. Handles are opaque and can be told apart; each has its result taken once."""
 
-    def generate(self, draws: Sequence[Draw], sampling: SamplingParams, version: int) -> Any: ...
-    def score(self, groups: Sequence[TrajectoryGroup]) -> Any: ...
-    def step(self, batch: Batch, version: int) -> Any: ...
-    def push(self, version: int) -> dict[str, float]: ...
-    def wait(self, handles: Sequence[Any]) -> list[Any]: ...
-    def result(self, handle: Any) -> Any: ...
-    def completion_ids(self, text: str) -> Any: ...
-    def request_ids(self, instruction: str) -> Any: ...
+    def generate(self, draws: Sequence[Draw], sampling: SamplingParams, version: int) -> Any:
+        """Begin to roll out `draws` on weights no older than `version`; the result is a list of `Rolled`, in order."""
 
+    def score(self, groups: Sequence[TrajectoryGroup]) -> Any:
+        """Begin to judge; the result is a list of `ScoredGroup`, in order."""
 
-@dataclass(frozen=True)
-class Lease:
-    """A slot in use: which draw holds it, and the version that was live when it was taken."""
+    def step(self, batch: Batch, version: int) -> Any:
+        """Begin an optimizer step on top of `version`; the result is its metrics."""
 
-    number: int
-    draw: Draw
-    version: int
+    def push(self, version: int) -> dict[str, float]:
+        """Put the learner's weights in force everywhere as `version`, and give the figures of doing so."""
 
+    def wait(self, handles: Sequence[Any]) -> list[Any]:
+        """Those of `handles` that are done, at least one."""
 
-class Slots:
-    """The budget that bounds staleness: at most `(max_staleness + 1) x groups_per_step` groups are under way."""
+    def result(self, handle: Any) -> Any:
+        """What a call gave; waits for it."""
 
-    def __init__(self, max_staleness: int, groups_per_step: int) -> None:
-        self.size = (max_staleness + 1) * groups_per_step
-        self._held: set[int] = set()
-        self._next = 0
+    def completion_ids(self, text: str) -> np.ndarray:
+        """A reference as response ids [R]."""
 
-    @property
-    def free(self) -> int:
-        """Slots nobody holds."""
-        return self.size - len(self._held)
-
-    def take(self) -> int:
-        """Hold a slot; gives its number, which is never used twice."""
-        assert self.free > 0, "dispatch beyond the slot budget"
-        self._held.add(self._next)
-        self._next += 1
-        return self._next - 1
-
-    def release(self, number: int) -> None:
-        """Give a slot back, once."""
-        self._held.remove(number)
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A scored group that may be trained on, with the advantage (or None) of every trajectory."""
-
-    lease: Lease
-    scored: ScoredGroup
-    advantages: tuple[float | None, ...]
-
-    def sample(self) -> TrainingSample:
-        """What the learner gets: trajectories without an advantage are masked by leaving them out."""
-        group = self.scored.group
-        kept = zip(group.trajectories, self.advantages, strict=True)
-        completions = tuple(Completion(t.token_ids, t.logprobs, a, t.policy_version) for t, a in kept if a is not None)
-        return TrainingSample(group.prompt.id, group.prompt.audio, group.prompt_ids, completions)
+    def request_ids(self, instruction: str) -> list[int]:
+        """A request's ids, with one placeholder where the audio goes."""
 
 
 @dataclass(frozen=True)
@@ -118,25 +95,11 @@ class StepReport:
     ledger: tuple[LedgerRow, ...]
 
 
-@dataclass
-class _Window:
-    """Sums between two steps."""
-
-    started: float = field(default_factory=time.perf_counter)
-    rewards: list[float] = field(default_factory=list)
-    failures: Counter[str] = field(default_factory=Counter)
-    drops: Counter[str] = field(default_factory=Counter)
-    gated: int = 0
-    tokens: int = 0
-    truncated: int = 0
-    trajectories: int = 0
-    generate_s: float = 0.0
-    score_s: float = 0.0
-    ledger: list[LedgerRow] = field(default_factory=list)
-
-
 class Controller:
-    """Runs one stage from step `start` to its end, yielding a `StepReport` after each step is live."""
+    """Runs one stage from step `start` to its end, yielding a `StepReport` after each step is live.
+
+    `run` raises `RunError` when too many judgements fail, or when nearly every group has to be dropped.
+    """
 
     def __init__(
         self, config: RunConfig, stage: StageConfig, ports: Ports, stream: PromptStream, *,
@@ -151,11 +114,12 @@ class Controller:
         self.slots = Slots(stage.max_staleness, stage.groups_per_step)
         self.version = version
         self.done = start
-        self.window = _Window()
-        self._under_way: dict[Any, tuple[str, tuple[Lease, ...], float]] = {}
-        self._buffer: deque[Ready] = deque()
+        self.window = Window()
+        self._under_way: dict[Any, tuple[Work, tuple[Lease, ...]]] = {}
+        self._busy_since: dict[Work, float] = {}
+        self._buffer: list[Ready] = []
         self._training: tuple[Any, list[Ready]] | None = None
-        self._judged: deque[bool] = deque(maxlen=config.judge.failure_window)
+        self._last_judgements: deque[FailureKind | None] = deque(maxlen=config.judge.failure_window)
 
     def run(self) -> Iterator[StepReport]:
         """The learn loop."""
@@ -163,6 +127,7 @@ class Controller:
             yield from self._run_on_data()
             return
         while self.done < self.stage.steps:
+            self._drop_stale()
             self._dispatch()
             self._train_if_ready()
             handles = list(self._under_way) + ([self._training[0]] if self._training else [])
@@ -175,104 +140,106 @@ class Controller:
     def _run_on_data(self) -> Iterator[StepReport]:
         """References are the completions: nothing to generate, nobody to score, nothing to push."""
         while self.done < self.stage.steps:
-            draws = self.stream.take(self.stage.groups_per_step)
-            samples = [
-                TrainingSample(
-                    d.prompt.id, d.prompt.audio, read_only(self.ports.request_ids(d.prompt.instruction), "int32"),
-                    (Completion(self.ports.completion_ids(d.prompt.reference), read_only([], "float32"), 0.0, 0),),
-                )
-                for d in draws
-            ]  # fmt: skip
+            started = time.perf_counter()
+            samples = [self._reference(draw.prompt) for draw in self.stream.take(self.stage.groups_per_step)]
             batch = make_batch(samples, self.config.learner.ranks)
-            metrics = self.ports.result(self.ports.step(batch, self.version))
+            metrics = dict(self.ports.result(self.ports.step(batch, self.version)))
             self.done += 1
             self.version += 1
-            yield StepReport(self.done, metrics | {"buffer/trained_groups": len(samples)}, (), ())
+            metrics |= {"buffer/trained_groups": len(samples), "wall/step_s": time.perf_counter() - started}
+            yield StepReport(self.done, metrics, (), ())
+
+    def _reference(self, prompt: Prompt) -> TrainingSample:
+        request = read_only(self.ports.request_ids(prompt.instruction), "int32")
+        completion = Completion(self.ports.completion_ids(prompt.reference), read_only([], "float32"), 0.0, 0)
+        return TrainingSample(prompt.id, prompt.audio, request, (completion,))
 
     # --- dispatch and collect -----------------------------------------------------------------------------------
 
     def _dispatch(self) -> None:
-        """Fill every free slot, in requests of at most `prompts_per_request`."""
-        while self.slots.free:
-            count = min(self.slots.free, self.config.rollout.prompts_per_request)
-            leases = tuple(Lease(self.slots.take(), draw, self.version) for draw in self.stream.take(count))
-            handle = self.ports.generate([lease.draw for lease in leases], self.sampling, self.version)
-            self._under_way[handle] = ("generate", leases, time.perf_counter())
+        """Fill the free slots that the remaining steps have a use for, `prompts_per_request` prompts at a time."""
+        useful = (self.stage.steps - self.done) * self.stage.groups_per_step
+        while (room := min(self.slots.free, useful - self.slots.held)) > 0:
+            draws = self.stream.take(min(room, self.config.rollout.prompts_per_request))
+            leases = tuple(Lease(self.slots.take(), draw) for draw in draws)
+            self._begin("generate", self.ports.generate(draws, self.sampling, self.version), leases)
+
+    def _begin(self, work: Work, handle: Any, leases: tuple[Lease, ...]) -> None:
+        if all(other != work for other, _ in self._under_way.values()):
+            self._busy_since[work] = time.perf_counter()
+        self._under_way[handle] = work, leases
 
     def _collect(self, handle: Any) -> None:
-        what, leases, since = self._under_way.pop(handle)
+        work, leases = self._under_way.pop(handle)
         result = self.ports.result(handle)
-        seconds = time.perf_counter() - since
-        if what == "generate":
-            self.window.generate_s += seconds
+        now = time.perf_counter()
+        busy_s, self._busy_since[work] = now - self._busy_since[work], now
+        if work == "generate":
+            self.window.generate_s += busy_s
             self._generated(leases, result)
         else:
-            self.window.score_s += seconds
+            self.window.score_s += busy_s
             for lease, scored in zip(leases, result, strict=True):
                 self._scored(lease, scored)
         self._stop_if_stuck()
 
-    def _generated(self, leases: Sequence[Lease], rolled: Sequence[Any]) -> None:
+    def _generated(self, leases: Sequence[Lease], rolled: Sequence[Rolled]) -> None:
         kept: list[tuple[Lease, TrajectoryGroup]] = []
         for lease, group in zip(leases, rolled, strict=True):
             if isinstance(group, TrajectoryGroup):
                 kept.append((lease, group))
-                self.window.trajectories += len(group.trajectories)
-                self.window.tokens += sum(len(t.token_ids) for t in group.trajectories)
-                self.window.truncated += sum(t.finish_reason == "length" for t in group.trajectories)
+                self.window.generated(group)
             else:
-                self._drop(lease, f"rollout: {group.reason}")
+                self.window.last_rollout_failure = f"{group.prompt_id}: {group.reason}"
+                self._drop(lease, "rollout")
         if kept:
             handle = self.ports.score([group for _, group in kept])
-            self._under_way[handle] = ("score", tuple(lease for lease, _ in kept), time.perf_counter())
+            self._begin("score", handle, tuple(lease for lease, _ in kept))
 
     def _scored(self, lease: Lease, scored: ScoredGroup) -> None:
         for judgement in scored.judgements:
-            failed = isinstance(judgement, JudgeFailure)
-            self._judged.append(failed)
-            if isinstance(judgement, JudgeFailure):
-                self.window.failures[judgement.kind] += 1
-            else:
-                self.window.rewards.append(judgement.value)
-                self.window.gated += bool(judgement.gate)
+            self.window.judged(judgement)
+            self._last_judgements.append(judgement.kind if isinstance(judgement, JudgeFailure) else None)
         self._stop_if_judge_fails()
         rewards = [j.value if isinstance(j, Reward) else None for j in scored.judgements]
-        scale = getattr(self.stage.loss, "scale_by_std", True)
-        advantages = tuple(group_advantages(rewards, scale_by_std=scale))
-        if all(a is None for a in advantages):
-            known = sum(r is not None for r in rewards)
-            self._drop(lease, "judge_failed" if known < 2 else "equal_rewards", scored)
+        scale = self.stage.loss.scale_by_std if self.stage.loss.kind == "grpo" else True
+        ready = Ready(lease, scored, tuple(group_advantages(rewards, scale_by_std=scale)))
+        if reason := ready.why_not():
+            self._discard(ready, reason)
         else:
-            self._buffer.append(Ready(lease, scored, advantages))
+            self._buffer.append(ready)
 
-    def _drop(self, lease: Lease, reason: str, scored: ScoredGroup | None = None) -> None:
-        """A group leaves without being trained on: its slot is free, its trajectories are accounted for."""
-        self.window.drops[reason.partition(":")[0]] += 1
+    def _drop(self, lease: Lease, reason: str) -> None:
+        """A group leaves without being trained on, and its slot is free."""
+        self.window.drops[reason] += 1
         self.slots.release(lease.number)
-        if scored is not None:
-            self.window.ledger += self._rows(lease, scored, step=None, drop=reason, advantages=None)
+
+    def _discard(self, ready: Ready, reason: str) -> None:
+        """Drop a group whose trajectories have to be accounted for."""
+        self._drop(ready.lease, reason)
+        self._record(ready, drop=reason)
 
     # --- train and sync -----------------------------------------------------------------------------------------
 
-    def _train_if_ready(self) -> None:
-        """Start a step on the oldest groups, when there are enough and the learner is idle."""
-        if self._training or self.done >= self.stage.steps:
-            return
+    def _drop_stale(self) -> None:
+        """Drop what would be too old for the next step. A step's own groups have left the buffer."""
         for ready in [r for r in self._buffer if self._age(r) > self.stage.max_staleness]:
             self._buffer.remove(ready)
-            self._drop(ready.lease, "stale", ready.scored)
-        if len(self._buffer) < self.stage.groups_per_step:
-            self._dispatch()
-            return
-        oldest = sorted(self._buffer, key=lambda r: r.lease.number)[: self.stage.groups_per_step]
-        for ready in oldest:
-            self._buffer.remove(ready)
-        batch = make_batch([r.sample() for r in oldest], self.config.learner.ranks)
-        self._training = self.ports.step(batch, self.version), oldest
+            self._discard(ready, "stale")
 
     def _age(self, ready: Ready) -> int:
         """Optimizer steps between the weights that wrote the group and those it would train."""
         return self.version - min(t.policy_version for t in ready.scored.group.trajectories)
+
+    def _train_if_ready(self) -> None:
+        """Start a step on the oldest groups, when there are enough and the learner is idle."""
+        if self._training or len(self._buffer) < self.stage.groups_per_step:
+            return
+        self._buffer.sort(key=lambda ready: ready.lease.number)
+        oldest = self._buffer[: self.stage.groups_per_step]
+        del self._buffer[: self.stage.groups_per_step]
+        batch = make_batch([ready.sample() for ready in oldest], self.config.learner.ranks)
+        self._training = self.ports.step(batch, self.version), oldest
 
     def _finish_step(self) -> StepReport:
         """The learner is done: push, and only when the new weights are live free the slots."""
@@ -280,97 +247,79 @@ class Controller:
         handle, trained = self._training
         self._training = None
         metrics = dict(self.ports.result(handle))
-        staleness = max(self._age(r) for r in trained)
+        metrics["buffer/staleness_max"] = max(self._age(ready) for ready in trained)
+        metrics["buffer/trained_groups"] = len(trained)
         metrics |= self.ports.push(self.version + 1)
         self.version += 1
         self.done += 1
         for ready in trained:
             self.slots.release(ready.lease.number)
-            self.window.ledger += self._rows(
-                ready.lease, ready.scored, step=self.done, drop="", advantages=ready.advantages
+            self._record(ready, step=self.done)
+        window, self.window = self.window, Window()
+        metrics |= window.metrics() | {"sync/version": self.version}
+        return StepReport(self.done, metrics, tuple(ready.scored for ready in trained), tuple(window.ledger))
+
+    # --- accounts and guards ------------------------------------------------------------------------------------
+
+    def _record(self, ready: Ready, *, step: int | None = None, drop: str = "") -> None:
+        """A ledger row for every trajectory of a settled group; one whose judgement failed has that as its reason."""
+        group = ready.scored.group
+        judged = zip(group.trajectories, ready.scored.judgements, ready.advantages, strict=True)
+        for sample, (trajectory, judgement, advantage) in enumerate(judged):
+            reward = judgement if isinstance(judgement, Reward) else None
+            reason = drop if reward else "judge_failed"
+            row = LedgerRow(
+                trajectory_id=trajectory.id,
+                run_id=self.run_id,
+                stage=self.stage.name,
+                epoch=ready.lease.draw.epoch,
+                prompt_id=group.prompt.id,
+                sample=sample,
+                group_step=None if reason else step,
+                drop_reason=reason,
+                policy_version=trajectory.policy_version,
+                prompt_tokens=len(group.prompt_ids),
+                response_tokens=len(trajectory.token_ids),
+                finish_reason=trajectory.finish_reason,
+                text=trajectory.text,
+                token_ids=trajectory.token_ids.tolist(),
+                logprobs=trajectory.logprobs.tolist(),
+                reward=reward.value if reward else None,
+                breakdown=reward.breakdown if reward else {},
+                judge_failure=_told(judgement),
+                advantage=None if reason else advantage,
             )
-        window, self.window = self.window, _Window()
-        metrics |= self._window_metrics(window) | {"buffer/staleness_max": staleness, "sync/version": self.version}
-        metrics["buffer/trained_groups"] = len(trained)
-        return StepReport(self.done, metrics, tuple(r.scored for r in trained), tuple(window.ledger))
-
-    # --- figures and guards -------------------------------------------------------------------------------------
-
-    def _window_metrics(self, w: _Window) -> dict[str, float]:
-        judged = len(w.rewards) + sum(w.failures.values())
-        mean = sum(w.rewards) / len(w.rewards) if w.rewards else float("nan")
-        spread = sum((r - mean) ** 2 for r in w.rewards) / max(len(w.rewards), 1)
-        metrics = {
-            "judge/reward_mean": mean,
-            "judge/reward_std": spread**0.5,
-            "judge/failure_share": sum(w.failures.values()) / max(judged, 1),
-            "judge/gated_share": w.gated / max(judged, 1),
-            "judge/score_s": w.score_s,
-            "rollout/tokens": w.tokens,
-            "rollout/tokens_per_s": w.tokens / w.generate_s if w.generate_s else 0.0,
-            "rollout/response_tokens_mean": w.tokens / max(w.trajectories, 1),
-            "rollout/truncated_share": w.truncated / max(w.trajectories, 1),
-            "buffer/dropped": sum(w.drops.values()),
-            "wall/step_s": time.perf_counter() - w.started,
-        }
-        metrics |= {f"judge/failed_{kind}": n for kind, n in w.failures.items()}
-        return metrics | {f"buffer/dropped_{reason}": n for reason, n in w.drops.items()}
-
-    def _rows(
-        self, lease: Lease, scored: ScoredGroup, *, step: int | None, drop: str,
-        advantages: tuple[float | None, ...] | None,
-    ) -> list[LedgerRow]:  # fmt: skip
-        """A ledger row for every trajectory of a settled group; one that failed its judgement has its own reason."""
-        group = scored.group
-        rows = []
-        for i, (trajectory, judgement) in enumerate(zip(group.trajectories, scored.judgements, strict=True)):
-            advantage = advantages[i] if advantages else None
-            reason = drop if advantages is None else ("" if advantage is not None else "judge_failed")
-            rows.append(_ledger_row(self, lease, trajectory, judgement, i, None if reason else step, reason, advantage))
-        return rows
+            self.window.ledger.append(row)
 
     def _stop_if_judge_fails(self) -> None:
-        limit = self.config.judge.max_failure_share
-        if len(self._judged) < self._judged.maxlen and len(self._judged) < 4 * self.stage.group_size:  # type: ignore[operator]
+        """Compare the last `judge.failure_window` judgements with the limit, once a few groups have been judged."""
+        last, limit = self._last_judgements, self.config.judge.max_failure_share
+        if len(last) < min(self.config.judge.failure_window, GROUPS_BEFORE_JUDGING_THE_JUDGE * self.stage.group_size):
             return
-        share = sum(self._judged) / len(self._judged)
+        failures = Counter(kind for kind in last if kind)
+        share = failures.total() / len(last)
         if share > limit:
-            kinds = ", ".join(f"{n} {kind}" for kind, n in self.window.failures.most_common(3))
             raise RunError(
-                f"{share:.0%} of the last {len(self._judged)} judgements failed ({kinds}); "
+                f"{share:.0%} of the last {len(last)} judgements failed ({_counts(failures)}); "
                 f"judge.max_failure_share is {limit:.0%}: mend the judge and go on with --resume"
             )
 
     def _stop_if_stuck(self) -> None:
-        dropped = sum(self.window.drops.values())
-        if dropped > DROPS_PER_STEP_LIMIT * self.stage.groups_per_step:
-            why = ", ".join(f"{n} {reason}" for reason, n in self.window.drops.most_common(3))
-            raise RunError(f"{dropped} groups were dropped without a step ({why}); no progress is possible this way")
+        drops = self.window.drops
+        if drops.total() > DROPS_PER_STEP_LIMIT * self.stage.groups_per_step:
+            last = self.window.last_rollout_failure
+            raise RunError(
+                f"{drops.total()} groups were dropped without a step ({_counts(drops)}); "
+                f"no progress is possible this way{f'; the last rollout to fail: {last}' if last else ''}"
+            )
 
 
-def _ledger_row(
-    controller: Controller, lease: Lease, trajectory: Trajectory, judgement: Reward | JudgeFailure, sample: int,
-    step: int | None, drop: str, advantage: float | None,
-) -> LedgerRow:  # fmt: skip
-    scored = isinstance(judgement, Reward)
-    return LedgerRow(
-        trajectory_id=trajectory.id,
-        run_id=controller.run_id,
-        stage=controller.stage.name,
-        epoch=lease.draw.epoch,
-        prompt_id=lease.draw.prompt.id,
-        sample=sample,
-        group_step=step,
-        drop_reason=drop,
-        policy_version=trajectory.policy_version,
-        prompt_tokens=0,
-        response_tokens=len(trajectory.token_ids),
-        finish_reason=trajectory.finish_reason,
-        text=trajectory.text,
-        token_ids=trajectory.token_ids,
-        logprobs=trajectory.logprobs,
-        reward=judgement.value if isinstance(judgement, Reward) else None,
-        breakdown=judgement.breakdown if isinstance(judgement, Reward) else {},
-        judge_failure="" if scored else str(judgement.kind),  # type: ignore[union-attr]
-        advantage=advantage,
-    )
+def _counts(counter: Counter[Any]) -> str:
+    return ", ".join(f"{n} {what}" for what, n in counter.most_common(3))
+
+
+def _told(judgement: Judgement) -> str:
+    """A failed judgement as the ledger has it, `kind: detail`; empty for one that did not fail."""
+    if isinstance(judgement, Reward):
+        return ""
+    return f"{judgement.kind}: {judgement.detail}" if judgement.detail else str(judgement.kind)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from cluster.groups import JudgePool, RolloutPool
+from actors.rollout import BASE_VERSION
+from cluster import assets
+from cluster.groups import JudgePool, RolloutPool, fetch
+from cluster.memory import MemoryWatch
+from cluster.run_folder import write_atomically
+from cluster.runtime import ray_session
 from speechsum.config import RunConfig
 from speechsum.data import Draw
 from speechsum.errors import RunError
 from speechsum.statistics import mean_ci, paired_difference
 from speechsum.textscores import fact_precision, fact_recall, rouge_l
-from speechsum.types import JudgeTask, Prompt, Reward, SamplingParams, TrajectoryGroup
+from speechsum.types import Judgement, JudgeTask, Prompt, Reward, SamplingParams, TrajectoryGroup
 
 METRICS = ("judge", "fact_recall", "fact_precision", "wrong_audio_recall", "rougeL")
 Rows = dict[str, list[float | None]]
@@ -30,27 +37,31 @@ class Evaluator:
         say(f"evaluating {name}: {len(self.prompts)} held-out clips")
         right = self._summaries(self.prompts, f"eval-{name}", version)
         say(f"evaluating {name}: the same requests with the wrong audio")
-        wrong = self._summaries(_with_wrong_audio(self.prompts), f"eval-{name}-wrong", version)
+        swapped = _with_wrong_audio(self.prompts)
+        wrong = self._summaries(swapped, f"eval-{name}-wrong", version) if swapped else [None] * len(right)
         say(f"evaluating {name}: judging")
         tasks = [JudgeTask(p.transcript, p.instruction, s) for p, s in zip(self.prompts, right, strict=True)]
-        judgements = self.judge.score_all(tasks)
-        rows: Rows = {
+        return {"rows": self._rows(right, wrong, self.judge.score_all(tasks)), "summaries": right}
+
+    def _rows(self, right: Sequence[str], wrong: Sequence[str | None], judgements: Sequence[Judgement]) -> Rows:
+        """A score for every prompt under every metric; None where the judge failed or the data says nothing."""
+        pairs = list(zip(self.prompts, right, strict=True))
+        return {
             "judge": [j.value if isinstance(j, Reward) else None for j in judgements],
-            "fact_recall": [fact_recall(s, p.facts) for s, p in zip(right, self.prompts, strict=True)],
-            "fact_precision": [
-                fact_precision(s, p.clip_facts or p.facts, self.vocabulary)
-                for s, p in zip(right, self.prompts, strict=True)
-            ],
-            "wrong_audio_recall": [fact_recall(s, p.facts) for s, p in zip(wrong, self.prompts, strict=True)],
-            "rougeL": [rouge_l(s, p.reference) for s, p in zip(right, self.prompts, strict=True)],
+            "fact_recall": [_recall(p, s) for p, s in pairs],
+            "fact_precision": [self._precision(p, s) for p, s in pairs],
+            "wrong_audio_recall": [_recall(p, s) for p, s in zip(self.prompts, wrong, strict=True)],
+            "rougeL": [rouge_l(s, p.reference) if p.reference else None for p, s in pairs],
         }
-        return {"rows": rows, "summaries": right}
+
+    def _precision(self, prompt: Prompt, summary: str) -> float | None:
+        facts = prompt.clip_facts or prompt.facts
+        return fact_precision(summary, facts, self.vocabulary) if facts else None
 
     def compare(self, evaluations: dict[str, Any]) -> dict[str, Any]:
         """`before`, `after` and their paired difference, as `summary.json` wants them, with a few examples."""
+        result: dict[str, Any] = {name: self.means(e["rows"]) for name, e in evaluations.items()}
         groups = [p.audio.key for p in self.prompts]
-        n = self.config.eval.bootstrap
-        result: dict[str, Any] = {name: self._means(e["rows"], groups, n) for name, e in evaluations.items()}
         before, after = evaluations["before"], evaluations["after"]
         result["difference"] = {}
         for metric in METRICS:
@@ -60,18 +71,21 @@ class Evaluator:
             ]  # fmt: skip
             if pairs:
                 b, a, g = zip(*pairs, strict=True)
-                result["difference"][metric] = paired_difference(b, a, groups=g, n=n)
+                result["difference"][metric] = paired_difference(b, a, groups=g, n=self.config.eval.bootstrap)
         result["examples"] = [
             {"instruction": p.instruction, "transcript": p.transcript, "before": b, "after": a}
             for p, b, a in zip(self.prompts[:4], before["summaries"], after["summaries"], strict=False)
         ]
         return result
 
-    def _means(self, rows: Rows, groups: list[str], n: int) -> dict[str, Any]:
+    def means(self, rows: Rows) -> dict[str, Any]:
+        """Mean and bootstrap interval by recording of every metric; None where no item has a value."""
+        groups = [p.audio.key for p in self.prompts]
         means: dict[str, Any] = {"n": len(self.prompts)}
         for metric, values in rows.items():
             known = [(v, g) for v, g in zip(values, groups, strict=True) if v is not None]
-            means[metric] = mean_ci([v for v, _ in known], groups=[g for _, g in known], n=n) if known else None
+            scores, clips = [v for v, _ in known], [g for _, g in known]
+            means[metric] = mean_ci(scores, groups=clips, n=self.config.eval.bootstrap) if known else None
         return means
 
     def _summaries(self, prompts: Sequence[Prompt], run_id: str, version: int) -> list[str]:
@@ -83,7 +97,34 @@ class Evaluator:
         return [g.trajectories[0].text for g in rolled if isinstance(g, TrajectoryGroup)]
 
 
+def evaluate_checkpoint(checkpoint: Path, data: Path, out: Path, config: RunConfig) -> None:
+    """`speechsum eval`: one checkpoint on one manifest; writes the means, intervals and summaries as JSON to `out`."""
+    folder = assets.checkpoint_folder(str(checkpoint))
+    config = config.model_copy(update={"data": config.data.model_copy(update={"eval": str(data)})})
+    prompts = assets.eval_prompts(config, folder, print)[: config.eval.clips]
+    judge_path = assets.judge_checkpoint(config.judge.path, print) if config.judge.kind == "likelihood" else None
+    with MemoryWatch() as memory, ray_session(None, memory, print):
+        rollout, judge = RolloutPool(config, folder), JudgePool(config, judge_path)
+        try:
+            fetch(rollout.ready() + judge.ready())
+            evaluator = Evaluator(config, rollout, judge, prompts)
+            evaluation = evaluator.run("checkpoint", BASE_VERSION, print)
+        finally:
+            rollout.close()
+            judge.close()
+    summaries = [{"id": p.id, "summary": s} for p, s in zip(prompts, evaluation["summaries"], strict=True)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, json.dumps(evaluator.means(evaluation["rows"]) | {"summaries": summaries}, indent=1))
+
+
+def _recall(prompt: Prompt, summary: str | None) -> float | None:
+    return fact_recall(summary, prompt.facts) if prompt.facts and summary is not None else None
+
+
 def _with_wrong_audio(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The same requests, each with the recording of the item half a set away."""
-    half = len(prompts) // 2
-    return [replace(p, audio=prompts[(i + half) % len(prompts)].audio) for i, p in enumerate(prompts)]
+    """The same requests, each with another recording, half a set of recordings away; empty where all share one."""
+    clips = list({p.audio.key: p.audio for p in prompts}.values())
+    if len(clips) < 2:
+        return []
+    place = {clip.key: i for i, clip in enumerate(clips)}
+    return [replace(p, audio=clips[(place[p.audio.key] + len(clips) // 2) % len(clips)]) for p in prompts]

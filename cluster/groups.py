@@ -48,6 +48,13 @@ def environment(threads: int) -> dict[str, Any]:
     return {"env_vars": variables}
 
 
+def _deployed(actor: Any, gpus: float, threads: int) -> Any:
+    """An actor class with its resources. Nothing is retried behind our back: who called decides what is done again."""
+    return actor.options(
+        num_cpus=0, num_gpus=gpus, runtime_env=environment(threads), max_restarts=0, max_task_retries=0
+    )
+
+
 def fetch(refs: Any, timeout_s: float | None = None) -> Any:
     """`ray.get`, with an actor's death or hang told as a `RunError` in one sentence."""
     try:
@@ -66,16 +73,11 @@ class LearnerGroup:
     def __init__(self, config: RunConfig, checkpoint: Path) -> None:
         self.config = config
         chosen = config.learner
-        options = {
-            "num_cpus": 0, "num_gpus": chosen.gpus_per_rank, "runtime_env": environment(chosen.threads_per_rank),
-            "max_restarts": 0, "max_task_retries": 0,
-        }  # fmt: skip
-        self.workers = [
-            LearnerWorker.options(**options).remote(config, rank, str(checkpoint)) for rank in range(chosen.ranks)
-        ]
+        worker = _deployed(LearnerWorker, chosen.gpus_per_rank, chosen.threads_per_rank)
+        self.workers = [worker.remote(config, rank, str(checkpoint)) for rank in range(chosen.ranks)]
 
-    def start(self) -> list[ObjectRef]:
-        """Begin loading; returns what `ready` waits for."""
+    def ready(self) -> list[ObjectRef]:
+        """Begin loading; gives what to wait for until every rank has."""
         host, port = fetch(self.workers[0].address.remote(), START_TIMEOUT_S)
         return [w.join.remote(host, port) for w in self.workers]
 
@@ -92,9 +94,13 @@ class LearnerGroup:
         ]
         return _together.options(num_cpus=0).remote(*refs)
 
-    def logprobs(self, samples: Sequence[TrainingSample]) -> list[np.ndarray]:
+    def logprobs(self, samples: Sequence[TrainingSample], temperature: float = 1.0) -> list[np.ndarray]:
         """See `Learner.logprobs`; the first rank's answer."""
-        return self._all("logprobs", list(samples))[0]
+        return self._all("logprobs", list(samples), temperature)[0]
+
+    def greedy(self, samples: Sequence[TrainingSample]) -> list[np.ndarray]:
+        """See `Learner.greedy`; the first rank's answer."""
+        return self._all("greedy", list(samples))[0]
 
     def publish(self, version: int, mode: PushMode) -> tuple[WeightsVersion, ObjectRef]:
         """Gather the weights and stamp them; the payload stays in the object store, only its stamp comes here."""
@@ -170,10 +176,9 @@ class RolloutPool(Pool):
 
     def __init__(self, config: RunConfig, checkpoint: Path) -> None:
         chosen = config.rollout
-        options = {"num_cpus": 0, "num_gpus": chosen.gpus_per_actor, "max_restarts": 0, "max_task_retries": 0,
-                   "runtime_env": environment(chosen.engine.threads)}  # fmt: skip
+        actor = _deployed(RolloutActor, chosen.gpus_per_actor, chosen.engine.threads)
         super().__init__([
-            RolloutActor.options(**options).remote(str(checkpoint), config.model, chosen, index=i, seed=config.seed)
+            actor.remote(str(checkpoint), config.model, chosen, index=i, seed=config.seed)
             for i in range(chosen.actors)
         ])  # fmt: skip
 
@@ -194,6 +199,10 @@ class RolloutPool(Pool):
         if any(v != stamp.version for v in versions):
             raise RunError(f"rollout actors serve versions {versions} after a push of version {stamp.version}")
 
+    def reset_caches(self) -> None:
+        """Forget what earlier requests left in prefix and audio caches; for benchmarks."""
+        fetch([actor.reset_caches.remote() for actor in self.actors])
+
     def receive_s(self) -> float:
         """The slowest actor's time to put the last push in force, in seconds."""
         return max(m["rollout/receive_s"] for m in fetch([a.metrics.remote() for a in self.actors]))
@@ -206,12 +215,9 @@ class JudgePool(Pool):
         from actors.judge import JudgeActor
 
         chosen = config.judge
-        options = {"num_cpus": 0, "num_gpus": chosen.gpus_per_actor, "max_restarts": 0, "max_task_retries": 0,
-                   "runtime_env": environment(chosen.engine.threads)}  # fmt: skip
-        super().__init__([
-            JudgeActor.options(**options).remote(chosen, checkpoint and str(checkpoint), index=i)
-            for i in range(chosen.actors)
-        ])  # fmt: skip
+        actor = _deployed(JudgeActor, chosen.gpus_per_actor, chosen.engine.threads)
+        path = str(checkpoint) if checkpoint else None
+        super().__init__([actor.remote(chosen, path, index=i) for i in range(chosen.actors)])
 
     def score_groups(self, groups: Sequence[TrajectoryGroup]) -> ObjectRef:
         """A reference to a list of `ScoredGroup`, in order."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import ray
 from ray import ObjectRef
 
@@ -28,14 +29,17 @@ class RayPorts:
         self._pools: dict[ObjectRef, RolloutPool | JudgePool] = {}
 
     def generate(self, draws: Sequence[Draw], sampling: SamplingParams, version: int) -> ObjectRef:
+        """See `Ports.generate`."""
         assert self.rollout is not None
         return self._owned(self.rollout.generate(draws, sampling, self.run_id, version), self.rollout)
 
     def score(self, groups: Sequence[TrajectoryGroup]) -> ObjectRef:
+        """See `Ports.score`."""
         assert self.judge is not None
         return self._owned(self.judge.score_groups(groups), self.judge)
 
     def step(self, batch: Batch, version: int) -> ObjectRef:
+        """See `Ports.step`."""
         return self.learner.step(batch, version)
 
     def push(self, version: int, mode: PushMode | None = None) -> dict[str, float]:
@@ -51,17 +55,21 @@ class RayPorts:
         }
 
     def wait(self, handles: Sequence[ObjectRef]) -> list[ObjectRef]:
+        """See `Ports.wait`."""
         done, _ = ray.wait(list(handles), num_returns=1)
         return done
 
     def result(self, handle: ObjectRef) -> Any:
+        """See `Ports.result`."""
         pool = self._pools.pop(handle, None)
         return pool.take(handle) if pool else fetch(handle)
 
-    def completion_ids(self, text: str) -> Any:
+    def completion_ids(self, text: str) -> np.ndarray:
+        """See `Ports.completion_ids`."""
         return self.builder.completion_ids(text)
 
     def request_ids(self, instruction: str) -> list[int]:
+        """See `Ports.request_ids`."""
         return self.builder.request_ids(instruction)
 
     def _owned(self, ref: ObjectRef, pool: RolloutPool | JudgePool) -> ObjectRef:

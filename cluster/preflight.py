@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from actors.rollout import RolloutFailure
 from cluster.groups import LearnerGroup, RolloutPool
 from speechsum.config import PreflightConfig
 from speechsum.data import Draw
@@ -17,22 +18,28 @@ PREFLIGHT_RUN = "preflight"
 
 
 def measure(
-    rollout: RolloutPool, learner: LearnerGroup, prompts: Sequence[Prompt], *, max_tokens: int, version: int
-) -> dict[str, float]:
-    """Mean and worst |rollout log-prob - learner log-prob| in nats per token, on sampled completions.
+    rollout: RolloutPool, learner: LearnerGroup, prompts: Sequence[Prompt], *,
+    max_tokens: int, version: int, temperature: float = 1.0,
+) -> dict[str, float]:  # fmt: skip
+    """Mean and worst |rollout log-prob - learner log-prob| in nats per token, on `tokens` sampled tokens.
 
-    `greedy_equal` is the share of greedily chosen tokens for which the learner, too, finds no likelier continuation
-    of the same text: its log-prob of the token differs from the engine's by no more than the worst sampled gap.
+    `greedy_equal` is the share of the tokens that the engine chooses greedily which the learner would choose too
+    (see `Learner.greedy` for ties).
     """
-    sampling = SamplingParams(n=1, temperature=1.0, max_tokens=max_tokens, seed=0)
-    rolled = rollout.generate_all([Draw(0, p) for p in prompts], sampling, PREFLIGHT_RUN, version)
-    groups = [g for g in rolled if isinstance(g, TrajectoryGroup)]
-    if not groups:
-        raise RunError(f"preflight: no prompt could be rolled out; first: {rolled[0]}")
-    learned = learner.logprobs([_as_sample(g) for g in groups])
-    engine = [t.logprobs for g in groups for t in g.trajectories]
+    sampling = SamplingParams(n=1, temperature=temperature, max_tokens=max_tokens, seed=0)
+    sampled = _completed(rollout, prompts, sampling, PREFLIGHT_RUN, version)
+    learned = learner.logprobs(sampled, temperature)
+    engine = [c.logprobs for sample in sampled for c in sample.completions]
     gaps = np.concatenate([np.abs(a - b) for a, b in zip(engine, learned, strict=True)])
-    return {"logprob_gap_mean": float(gaps.mean()), "logprob_gap_max": float(gaps.max()), "tokens": len(gaps)}
+    sampling = SamplingParams(n=1, temperature=0.0, max_tokens=max_tokens)
+    chosen = _completed(rollout, prompts, sampling, f"{PREFLIGHT_RUN}-greedy", version)
+    equal = np.concatenate(learner.greedy(chosen))
+    return {
+        "logprob_gap_mean": float(gaps.mean()),
+        "logprob_gap_max": float(gaps.max()),
+        "tokens": len(gaps),
+        "greedy_equal": float(equal.mean()),
+    }
 
 
 def check(config: PreflightConfig, parity: dict[str, float]) -> None:
@@ -43,6 +50,18 @@ def check(config: PreflightConfig, parity: dict[str, float]) -> None:
             f"rollout and learner disagree by {gap:.4f} nats per token, more than preflight.max_logprob_gap = "
             f"{config.max_logprob_gap}; they run different weights, prompts or precision"
         )
+
+
+def _completed(
+    rollout: RolloutPool, prompts: Sequence[Prompt], sampling: SamplingParams, run_id: str, version: int
+) -> list[TrainingSample]:
+    """What the engine makes of the prompts, as the learner takes it; a prompt that fails is left out."""
+    rolled = rollout.generate_all([Draw(0, p) for p in prompts], sampling, run_id, version)
+    groups = [g for g in rolled if isinstance(g, TrajectoryGroup)]
+    if not groups:
+        why = next(r.reason for r in rolled if isinstance(r, RolloutFailure))
+        raise RunError(f"preflight: no prompt could be rolled out; the first because of {why}")
+    return [_as_sample(g) for g in groups]
 
 
 def _as_sample(group: TrajectoryGroup) -> TrainingSample:

@@ -29,7 +29,7 @@ def ray_session(address: str | None, memory: MemoryWatch, say: Callable[[str], N
                 object_store_memory=OBJECT_STORE_BYTES, _node_ip_address="127.0.0.1",
             )  # fmt: skip
     except ConnectionError as error:
-        raise UserError(f"cannot reach a Ray cluster at {address!r}: {error}; leave --address out to run here") from None
+        raise UserError(f"no Ray cluster at {address!r}: {error}; leave --address out to run here") from None
     memory.follow(ray._private.worker.global_worker.node.session_name)
     try:
         yield

@@ -33,7 +33,7 @@ def save_checkpoint(
     folder: Path, number: int, tensors: Mapping[str, Tensor], moments: Mapping[str, Tensor], state: dict[str, Any],
     keep: int,
 ) -> Path:  # fmt: skip
-    """Write `folder/step_<number>` and remove all but the newest `keep` that verify. Returns the new folder."""
+    """Write `folder/step_<number>` and remove all but the newest `keep`. Returns the new folder."""
     from safetensors.torch import save_file
 
     final = folder / f"step_{number:06d}"
@@ -66,9 +66,13 @@ def newest_checkpoint(folder: Path) -> Path | None:
         problem = verify(path)
         if problem is None:
             return path
-        path.rename(path.with_suffix(".corrupt"))
+        aside = path.with_suffix(".corrupt")
+        shutil.rmtree(aside, ignore_errors=True)  # the same step may have been damaged before
+        path.rename(aside)
     if found or list(folder.glob("*.corrupt")):
-        raise UserError(f"every checkpoint in {folder} is damaged; start anew with --overwrite, or restore one from a copy")
+        raise UserError(
+            f"every checkpoint in {folder} is damaged; start anew with --overwrite, or restore one from a copy"
+        )
     return None
 
 
@@ -76,10 +80,11 @@ def verify(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
         files = json.loads((path / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError):
+        expected = {name: files[name] for name in (ADAPTER, OPTIMIZER, STATE)}
+    except (OSError, ValueError, KeyError, TypeError):
         return f"{path} has no readable {MANIFEST}"
-    for name, expected in files.items():
-        if not (path / name).is_file() or _fingerprint(path / name) != expected:
+    for name, fingerprint in expected.items():
+        if not (path / name).is_file() or _fingerprint(path / name) != fingerprint:
             return f"{path / name} is missing or differs from its manifest"
     return None
 
@@ -105,12 +110,14 @@ def export_merged(base: Path, tensors: Mapping[str, Tensor], scale: float, out: 
     unused = set(tensors)
     for shard in sorted(base.glob("*.safetensors")):
         with safe_open(shard, "pt") as source:
-            merged = {n: merged_tensor(source.get_tensor(n), n, tensors, scale) for n in source.keys()}
+            merged = {n: merged_tensor(source.get_tensor(n), n, tensors, scale) for n in source.keys()}  # noqa: SIM118
         save_file(merged, temporary / shard.name, metadata={"format": "pt"})
         unused -= {used for n in merged for used in (n, *pair_names(n))}
     if unused:
         shutil.rmtree(temporary)
-        raise UserError(f"{base} has no weight for the adapter's {min(unused)!r}; export onto the model it was trained on")
+        raise UserError(
+            f"{base} has no weight for the adapter's {min(unused)!r}; export onto the model it was trained on"
+        )
     shutil.rmtree(out, ignore_errors=True)
     temporary.rename(out)
     return out

@@ -23,7 +23,7 @@ from learner.model import PackedRows, SpeechPolicy, audio_states, pack
 from learner.parallelize import shard
 from speechsum.audio import AudioLimits, augment_audio, load_audio
 from speechsum.batching import microbatches
-from speechsum.config import RunConfig, StageConfig
+from speechsum.config import AugmentConfig, RunConfig, StageConfig
 from speechsum.errors import RunError, UserError
 from speechsum.families import FAMILIES
 from speechsum.prompting import PromptBuilder
@@ -31,6 +31,8 @@ from speechsum.types import AudioRef, Completion, TrainingSample, read_only
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 STATES_CACHE_BYTES = 4 << 30
+TIE_NATS = 1e-3
+NEAR_ZERO = 1e-5  # a temperature; the gaps it gives are too wide by NEAR_ZERO x log(vocabulary), 1e-4 nats, at most
 
 
 class Learner:
@@ -40,7 +42,8 @@ class Learner:
         from transformers import AutoFeatureExtractor
 
         self.config = config
-        self.device = torch.device("cuda", torch.cuda.current_device()) if config.learner.backend == "nccl" else torch.device("cpu")
+        on_gpu = config.learner.backend == "nccl"
+        self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
         self.dtype = getattr(torch, config.model.dtype)
         self.family = FAMILIES[config.model.family]
         self.prompts = PromptBuilder.load(checkpoint, self.family)
@@ -64,10 +67,11 @@ class Learner:
         """A fresh optimizer for `stage`; weights stay as the last stage left them."""
         self.stage = stage
         chosen = stage.optimizer
-        projector = {n for n in self.parameters if "lora_" not in n}
+        lora = [p for n, p in self.parameters.items() if "lora_" in n]
+        projector = [p for n, p in self.parameters.items() if "lora_" not in n]
         groups = [
-            {"params": [p for n, p in self.parameters.items() if n not in projector], "peak": chosen.lr},
-            {"params": [p for n, p in self.parameters.items() if n in projector], "peak": chosen.projector_lr or chosen.lr},
+            {"params": lora, "peak": chosen.lr},
+            {"params": projector, "peak": chosen.projector_lr or chosen.lr},
         ]
         self.optimizer = torch.optim.AdamW(
             [g for g in groups if g["params"]], lr=chosen.lr, betas=chosen.betas, weight_decay=chosen.weight_decay
@@ -119,10 +123,10 @@ class Learner:
     def _forward_loss(
         self, group: list[TrainingSample], loss_tokens: int, sequences: int, policy_version: int
     ) -> tuple[PackedRows, LossOutput, dict[str, Tensor]]:
-        rows, logprobs, entropy = self._forward(group)
+        rows, logprobs, entropy = self._forward(group, self._temperature(), augment=self._augments())
         completions = [c for s in group for c in s.completions]
         lengths = [len(c.token_ids) for c in completions]
-        norm = getattr(self.stage.loss, "length_norm", "token")
+        norm = self.stage.loss.length_norm if self.stage.loss.kind == "grpo" else "token"
         weights = token_weights(
             lengths, loss_tokens=loss_tokens, sequences=sequences, norm=norm, max_tokens=self.config.rollout.max_tokens
         ).to(self.device)
@@ -150,28 +154,44 @@ class Learner:
             clip_low=loss.clip_low, clip_high=loss.clip_high, is_cap=loss.is_cap,
         )  # fmt: skip
 
-    def logprobs(self, samples: Sequence[TrainingSample]) -> list[np.ndarray]:
+    def logprobs(self, samples: Sequence[TrainingSample], temperature: float = 1.0) -> list[np.ndarray]:
         """Log-probs [R] of every completion of every sample, in order. Each rank runs all of them."""
         with torch.no_grad():
             result = []
             for sample in samples:
-                _, logprobs, _ = self._forward([sample])
+                _, logprobs, _ = self._forward([sample], temperature)
                 lengths = [len(c.token_ids) for c in sample.completions]
                 result += [part.float().cpu().numpy() for part in logprobs.split(lengths)]
         return result
 
-    def _forward(self, group: Sequence[TrainingSample]) -> tuple[PackedRows, Tensor, Tensor]:
+    def greedy(self, samples: Sequence[TrainingSample]) -> list[np.ndarray]:
+        """Whether each token [R] of every completion is the one that the learner, too, finds likeliest there.
+
+        So is a token within `TIE_NATS` of the best: bfloat16 gives many tokens the same logit, and who wins a tie is
+        no disagreement. As the temperature T goes to zero, T log p goes to minus the gap to the best.
+        """
+        return [-NEAR_ZERO * cold <= TIE_NATS for cold in self.logprobs(samples, NEAR_ZERO)]
+
+    def _temperature(self) -> float:
+        """What the engine sampled at; references were sampled by nobody."""
+        return 1.0 if self.stage.loss.kind == "sft" else (self.config.rollout.temperature or 1.0)
+
+    def _augments(self) -> bool:
+        """Whether recordings are disturbed while they are trained on; what the engine heard never is."""
+        return self.stage.loss.kind == "sft" and self.config.data.augment != AugmentConfig()
+
+    def _forward(
+        self, group: Sequence[TrainingSample], temperature: float, *, augment: bool = False
+    ) -> tuple[PackedRows, Tensor, Tensor]:
         rows = pack(group, self.prompts.end_id)
         rows = PackedRows(**{k: getattr(rows, k).to(self.device) for k in PackedRows.__dataclass_fields__})
-        audio = self._audio(group)
-        placeholders = int((rows.ids == self.prompts.audio_id).sum())
+        audio = self._audio(group, augment=augment)
+        placeholders = int(rows.heard(self.prompts.audio_id).sum())
         if placeholders != len(audio):
             raise RunError(
                 f"the engine saw {placeholders} audio tokens and the learner encoded {len(audio)}: "
                 "rollout and learner disagree on the recording"
             )
-        stage = getattr(self, "stage", None)
-        temperature = 1.0 if stage is None or stage.loss.kind == "sft" else (self.config.rollout.temperature or 1.0)
         logprobs, entropy = self.policy(
             rows, audio, self.prompts.audio_id, temperature, self.config.learner.logprob_chunk
         )
@@ -199,13 +219,12 @@ class Learner:
 
     # --- audio --------------------------------------------------------------------------------------------------
 
-    def _audio(self, group: Sequence[TrainingSample]) -> Tensor:
-        """Encoder states [A, D] of the group's clips in row order; every clip is encoded once and kept."""
+    def _audio(self, group: Sequence[TrainingSample], *, augment: bool = False) -> Tensor:
+        """Encoder states [A, D] of the group's clips in row order; a clip is encoded once and kept unless augmented."""
         group = [s for s in group if s.prompt_id != FILLER]
         if not group:
             return torch.zeros(0, self.policy.projector.linear_1.in_features, device=self.device)
-        augment = self.config.data.augment
-        if any(v is not None for v in augment.model_dump().values()) and self.stage.loss.kind == "sft":
+        if augment:
             return torch.cat(self.family.encode(self.model, self.extractor, [self._augmented(s.audio) for s in group]))
         missing = {s.audio.key: s.audio for s in group if s.audio.key not in self._states}
         if missing:
@@ -222,7 +241,8 @@ class Learner:
 
     def _augmented(self, ref: AudioRef) -> np.ndarray:
         seed = [self.config.seed, self.optimizer_step, *ref.key.encode()]
-        return augment_audio(load_audio(ref, self.limits), self.config.data.augment, np.random.default_rng(seed), self.limits)
+        clip = load_audio(ref, self.limits)
+        return augment_audio(clip, self.config.data.augment, np.random.default_rng(seed), self.limits)
 
     # --- weights and state --------------------------------------------------------------------------------------
 
@@ -234,13 +254,17 @@ class Learner:
         """Replace the trainable tensors; names and shapes must match exactly."""
         wrong = sorted(set(tensors) ^ set(self.parameters))
         if wrong:
-            raise UserError(f"the adapter does not fit this model and LoRA configuration; {wrong[0]!r} is on one side only")
+            raise UserError(
+                f"the adapter does not fit this model and LoRA configuration; {wrong[0]!r} is on one side only"
+            )
         for name, parameter in self.parameters.items():
-            if tuple(tensors[name].shape) != tuple(parameter.shape):
+            theirs, ours = tuple(tensors[name].shape), tuple(parameter.shape)
+            if theirs != ours:
                 raise UserError(
-                    f"the adapter's {name!r} has shape {tuple(tensors[name].shape)}, the model's {tuple(parameter.shape)}; "
+                    f"the adapter's {name!r} has shape {theirs}, the model's {ours}; "
                     "use the LoRA rank it was trained with"
                 )
+        for name, parameter in self.parameters.items():
             _assign(parameter, tensors[name])
 
     def optimizer_state(self) -> dict[str, Tensor]:
@@ -290,7 +314,9 @@ def _assign(target: Tensor, value: Tensor) -> None:
         target.copy_(value)
 
 
-def _step_metrics(totals: dict[str, float], loss_tokens: int, norm: float, lr: float, seconds: float) -> dict[str, float]:
+def _step_metrics(
+    totals: dict[str, float], loss_tokens: int, norm: float, lr: float, seconds: float
+) -> dict[str, float]:
     tokens = max(loss_tokens, 1)
     metrics = {
         "learner/loss": totals["loss"],

@@ -43,6 +43,10 @@ class PackedRows:
         """Padded tokens of the forward."""
         return self.ids.numel()
 
+    def heard(self, audio_id: int) -> Tensor:
+        """Where audio goes [B, L]: the prompts' placeholders. One that the policy itself sampled is just a token."""
+        return (self.ids == audio_id) & (self.segments == PROMPT)
+
 
 def pack(samples: Sequence[TrainingSample], pad_id: int) -> PackedRows:
     """Lay out samples as rows, one group each."""
@@ -87,7 +91,8 @@ def tree_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
     padding = (segments == PADDING)[:, :, None]
     own = torch.eye(segments.shape[1], dtype=torch.bool, device=segments.device)
     allowed = torch.where(padding, own, (same | to_prompt) & causal)[:, None]
-    return torch.zeros(allowed.shape, dtype=dtype, device=segments.device).masked_fill_(~allowed, torch.finfo(dtype).min)
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=segments.device)
+    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)
 
 
 class SpeechPolicy(nn.Module):
@@ -111,11 +116,11 @@ class SpeechPolicy(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Log-probs [N] float32 of the targets at `temperature`, and the entropy [N] without gradient.
 
-        `audio` [A, D] holds encoder states in row order, one for each audio placeholder in `rows.ids`.
+        `audio` [A, D] holds encoder states in row order, one for each place in `rows.heard(audio_id)`.
         """
         embeds = self.decoder.get_input_embeddings()(rows.ids)
         heard = self.projector(audio.to(self.projector_dtype)).to(embeds.dtype)
-        embeds = embeds.masked_scatter((rows.ids == audio_id)[..., None], heard)
+        embeds = embeds.masked_scatter(rows.heard(audio_id)[..., None], heard)
         hidden = self.decoder(
             inputs_embeds=embeds, attention_mask=tree_mask(rows.segments, embeds.dtype),
             position_ids=rows.positions, use_cache=False,

@@ -31,7 +31,7 @@ class Publisher:
 
         for shard in sorted(self.checkpoint.glob("*.safetensors")):
             with safe_open(shard, "pt") as source:
-                for name in source.keys():
+                for name in source.keys():  # noqa: SIM118 (safe_open has keys but is no mapping)
                     weight = source.get_tensor(name)
                     yield name, merged_tensor(weight, name, tensors, self.scale)
 

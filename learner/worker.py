@@ -60,9 +60,13 @@ class LearnerWorker:
         """See `Learner.step`. `shard` arrives by reference from the object store."""
         return self.learner.step(shard, loss_tokens=loss_tokens, sequences=sequences, policy_version=policy_version)
 
-    def logprobs(self, samples: Sequence[TrainingSample]) -> list[np.ndarray]:
+    def logprobs(self, samples: Sequence[TrainingSample], temperature: float) -> list[np.ndarray]:
         """See `Learner.logprobs`."""
-        return self.learner.logprobs(samples)
+        return self.learner.logprobs(samples, temperature)
+
+    def greedy(self, samples: Sequence[TrainingSample]) -> list[np.ndarray]:
+        """See `Learner.greedy`."""
+        return self.learner.greedy(samples)
 
     @ray.method(num_returns=2)
     def publish(self, version: int, mode: PushMode) -> tuple[WeightsVersion | None, WeightsPayload | None]:
@@ -94,7 +98,7 @@ class LearnerWorker:
         self.learner.load_optimizer_state(moments, int(state["optimizer_step"]))
 
     def export(self, out: str) -> None:
-        """A merged Hugging Face checkpoint at `out`, and the bare adapter beside its weights."""
+        """A merged Hugging Face checkpoint at `out`."""
         tensors = self.learner.adapter()
         if self.rank == 0:
             checkpoints.export_merged(self.checkpoint, tensors, self.learner.policy.scale, Path(out))

@@ -10,7 +10,7 @@ EPSILON = 1e-6
 
 
 def group_advantages(rewards: Sequence[float | None], *, scale_by_std: bool) -> list[float | None]:
-    """A_i = r_i - mean(r), divided by std(r) + eps unless `scale_by_std` is false (GRPO 2402.03300, Dr.GRPO 2503.20783).
+    """A_i = r_i - mean(r), over std(r) + eps unless `scale_by_std` is false (GRPO 2402.03300, Dr.GRPO 2503.20783).
 
     None marks a judgement that failed: it has no advantage and takes no part in mean or deviation. The deviation
     is the population's. Fewer than two rewards, or all equal, teach nothing: every advantage is None.

@@ -57,7 +57,7 @@ class Family:
         return int(config.audio_token_id)
 
     def load(self, checkpoint: Path | str, dtype: str, attention: str = "sdpa") -> Any:
-        """The transformers model on the CPU, in evaluation mode, nothing trainable; `attention` as transformers names it."""
+        """The transformers model on the CPU, in evaluation mode, frozen; `attention` as transformers names it."""
         import torch
         import transformers
 

@@ -29,6 +29,8 @@ class PromptBuilder:
                 "tokenizer and model do not match: point model.path at a checkpoint that holds both"
             )
         self.end_id: int = tokenizer.eos_token_id
+        added = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+        self.control_tokens = sorted({*tokenizer.all_special_tokens, *added} - {""})
 
     @classmethod
     def load(cls, checkpoint: Path | str, family: Family) -> PromptBuilder:
@@ -56,9 +58,7 @@ class PromptBuilder:
         Raises `UserError` when the instruction holds the model's control tokens, which would let data speak in
         another role or bring a second recording.
         """
-        special = next((t for t in self.tokenizer.all_special_tokens if t and t in instruction), None)
-        if special is not None:
-            raise UserError(f"the instruction contains the control token {special!r}; remove it")
+        self._refuse_control_tokens("instruction", instruction)
         content = [{"type": "audio"}, {"type": "text", "text": instruction}]
         text = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
@@ -77,13 +77,20 @@ class PromptBuilder:
         return read_only(request_ids[:at] + [self.audio_id] * audio_tokens + request_ids[at + 1 :], "int32")
 
     def completion_ids(self, text: str) -> np.ndarray:
-        """A reference summary as response ids [R], end token included."""
+        """A reference summary as response ids [R], end token included. Raises `UserError` on control tokens."""
+        self._refuse_control_tokens("reference", text)
         return read_only([*self.tokenizer(text, add_special_tokens=False).input_ids, self.end_id], "int32")
+
+    def _refuse_control_tokens(self, what: str, text: str) -> None:
+        found = next((t for t in self.control_tokens if t in text), None)
+        if found is not None:
+            raise UserError(f"the {what} contains the control token {found!r}; remove it")
 
     def problem(self, prompt: Prompt, *, max_prompt_tokens: int, max_audio_s: float) -> str | None:
         """Why a prompt cannot fit the context, or None. For the manifest's one pass over all rows."""
         try:
-            request = len(self.request_ids(prompt.instruction))
+            request = len(self.request_ids(prompt.instruction)) - 1  # its placeholder becomes the audio
+            self._refuse_control_tokens("reference", prompt.reference)
         except UserError as error:
             return str(error)
         audio = round(max_audio_s * self.family.tokens_per_s)

@@ -17,7 +17,7 @@ import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -107,10 +107,12 @@ def _assemble(folder: Path) -> None:
     llama = text_model.config
     tensors |= _projector(tensors["audio_tower.layer_norm.weight"].numel(), llama.hidden_size, text_model)
     config = AudioFlamingo3Config(
-        audio_config=_audio_config(tensors), text_config=_text_config(llama, vocab_size, tokenizer),
-        audio_token_id=tokenizer.convert_tokens_to_ids(AUDIO_TOKEN), architectures=["AudioFlamingo3ForConditionalGeneration"],
+        audio_config=_audio_config(tensors),
+        text_config=_text_config(llama, vocab_size, tokenizer),
+        audio_token_id=tokenizer.convert_tokens_to_ids(AUDIO_TOKEN),
+        architectures=["AudioFlamingo3ForConditionalGeneration"],
         dtype="bfloat16",
-    )  # fmt: skip
+    )
     config.save_pretrained(folder)
     save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"})
     features = WhisperFeatureExtractor(feature_size=80, chunk_length=WINDOW_S, return_attention_mask=True)
@@ -134,14 +136,26 @@ def _audio_config(tensors: dict[str, torch.Tensor]) -> dict[str, object]:
     }
 
 
-def _text_config(llama: object, vocab_size: int, tokenizer: object) -> dict[str, object]:
-    keep = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-            "max_position_embeddings", "rms_norm_eps", "hidden_act", "initializer_range", "rope_parameters")  # fmt: skip
-    config = {name: getattr(llama, name) for name in keep}
-    end = tokenizer.convert_tokens_to_ids("<|im_end|>")  # type: ignore[attr-defined]
+_SHARED_BY_LLAMA_AND_QWEN2 = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "hidden_act",
+    "initializer_range",
+    "rope_parameters",
+)
+
+
+def _text_config(llama: Any, vocab_size: int, tokenizer: Any) -> dict[str, object]:
+    config = {name: getattr(llama, name) for name in _SHARED_BY_LLAMA_AND_QWEN2}
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     return config | {
         "model_type": "qwen2", "vocab_size": vocab_size, "tie_word_embeddings": True,
-        "bos_token_id": tokenizer.convert_tokens_to_ids("<|im_start|>"),  # type: ignore[attr-defined]
+        "bos_token_id": tokenizer.convert_tokens_to_ids("<|im_start|>"),
         "eos_token_id": end, "pad_token_id": end,
     }  # fmt: skip
 
@@ -158,7 +172,7 @@ def _package_file(package: str, pattern: str) -> Path:
     )
 
 
-def _smollm2() -> tuple[object, object]:
+def _smollm2() -> tuple[Any, Any]:
     """SmolLM2 de-quantised to bfloat16, and its tokenizer with the starter's chat template."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -180,14 +194,14 @@ def _smollm2() -> tuple[object, object]:
     return model, tokenizer
 
 
-def _as_qwen2(text_model: object, vocab_size: int) -> dict[str, torch.Tensor]:
+def _as_qwen2(text_model: Any, vocab_size: int) -> dict[str, torch.Tensor]:
     """Llama tensors under Qwen2 names, head written out (transformers does not tie it in this layout).
 
     Rows added to the vocabulary are the mean embedding.
     """
     import torch
 
-    state = {k: v for k, v in text_model.state_dict().items() if k != "lm_head.weight"}  # type: ignore[attr-defined]
+    state = {k: v for k, v in text_model.state_dict().items() if k != "lm_head.weight"}
     table = state["model.embed_tokens.weight"]
     extra = table.float().mean(0, keepdim=True).expand(vocab_size - len(table), -1).to(table.dtype)
     state["model.embed_tokens.weight"] = torch.cat([table, extra])
@@ -197,12 +211,12 @@ def _as_qwen2(text_model: object, vocab_size: int) -> dict[str, torch.Tensor]:
     return {f"language_model.{k}": v for k, v in state.items()}
 
 
-def _projector(audio_width: int, text_width: int, text_model: object) -> dict[str, torch.Tensor]:
+def _projector(audio_width: int, text_width: int, text_model: Any) -> dict[str, torch.Tensor]:
     """A random projector whose outputs have the spread of text embeddings, so alignment starts on their scale."""
     import torch
 
     generator = torch.Generator().manual_seed(PROJECTOR_INIT_SEED)
-    spread = text_model.get_input_embeddings().weight.float().std()  # type: ignore[attr-defined]
+    spread = text_model.get_input_embeddings().weight.float().std()
     first = torch.randn(text_width, audio_width, generator=generator) * audio_width**-0.5
     second = torch.randn(text_width, text_width, generator=generator) * text_width**-0.5 * spread
     tensors = {"linear_1.weight": first, "linear_2.weight": second,
@@ -241,11 +255,18 @@ def _whisper_name(path: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.
             if not (kind == "bias" and projection == "k_proj"):
                 yield f"{prefix}self_attn.{projection}.{kind}", part
         return
-    for old, new in (("self_attention.linear_1", "self_attn.out_proj"), ("self_attention.layer_norm", "self_attn_layer_norm"),
-                     ("ffn.layer_norm", "final_layer_norm"), ("ffn.linear_0", "fc1"), ("ffn.linear_1", "fc2")):  # fmt: skip
+    for old, new in _LAYER_NAMES.items():
         rest = rest.replace(old, new)
     yield prefix + rest, tensor
 
+
+_LAYER_NAMES = {
+    "self_attention.linear_1": "self_attn.out_proj",
+    "self_attention.layer_norm": "self_attn_layer_norm",
+    "ffn.layer_norm": "final_layer_norm",
+    "ffn.linear_0": "fc1",
+    "ffn.linear_1": "fc2",
+}
 
 _CT2_DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 

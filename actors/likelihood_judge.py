@@ -1,0 +1,219 @@
+"""A judge that is asked by likelihood: any small causal language model, no rubric, no generation.
+
+A 135M model cannot answer "rate this from 1 to 5" (rank correlation with known errors 0.2), but what it finds likely
+is informative (0.8). Three views of a summary s of transcript t under request i, in nats:
+
+    support   mean log p(s | t, i): does every token follow from the source?
+    gain      mean [log p(s | t, i) - log p(s | i)]: because of the source, or would any text of the kind do?
+    coverage  [log p(t | s) - log p(t)] per token of t: how much of the source can be told from the summary?
+
+Each has a loophole that another closes: support likes repetition and short safe answers, gain likes a single fact,
+coverage likes everything that was said. Rules close the rest: gates before, length and copying after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Scorer(Protocol):
+    """What the judge needs of an engine."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """With a chat template."""
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of one sequence."""
+
+    def prompt_logprobs(self, token_ids: Sequence[Sequence[int]], first: Sequence[int]) -> list[np.ndarray]:
+        """Log-probability of each sequence's own tokens from `first[i]` on."""
+
+    def close(self) -> None:
+        """Shut down."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """How likely is `target` after `context`? Both are token ids; equal queries of a batch run once."""
+
+    context: tuple[int, ...]
+    target: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.context) + len(self.target)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The four questions about one summary."""
+
+    given_source: Query
+    given_request: Query
+    source_given_summary: Query
+    source: Query
+
+    @property
+    def queries(self) -> tuple[Query, ...]:
+        """All of them."""
+        return self.given_source, self.given_request, self.source_given_summary, self.source
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What each view counts, and the logistic that maps their sum into (0, 1): 1 / (1 + exp((middle - x) / width))."""
+
+    support: float
+    gain: float
+    coverage: float
+    middle: float
+    width: float
+
+
+WHOLE = Weights(support=0.25, gain=1.0, coverage=2.5, middle=3.73, width=2.47)
+"""For a request about all that was said.
+
+Chosen on 52 synthetic and hand-written talks with SmolLM2-135M, against summaries with facts left out or changed,
+padded, doubled, cut, or of another talk. `middle` and `width` put the median reference at 0.75 and the median summary
+of another talk at 0.12.
+"""
+
+NARROW = Weights(support=1.0, gain=0.5, coverage=1.0, middle=-1.82, width=1.84)
+"""For a request about one part, such as a person's task: most of the source is rightly left out."""
+
+_NARROW = re.compile(
+    r"\b(?:must|have to|has to|asked to|should|what to do|tasks?|homework|who|when|where|how (?:much|many|long))\b"
+)
+_VERBATIM = re.compile(r"\b(?:transcri(?:be|pt|ption)|verbatim|word for word|exact words|quote|what is said)\b")
+COPY_FREE = 0.6
+COPY_KEEPS = 0.2
+LONG_RUN = 12
+CONTROL_TOKEN = re.compile(r"<\|[^|<>]{1,30}\|>")
+
+
+class LikelihoodJudge:
+    """Gates first, then four likelihoods per summary in one engine call for the whole batch, then rules."""
+
+    name = "likelihood"
+
+    def __init__(self, scorer: Scorer, version: str) -> None:
+        self._scorer = scorer
+        self.version = f"{version}/likelihood-1"
+
+    @classmethod
+    def load(cls, path: str | Path, config: EngineConfig) -> LikelihoodJudge:
+        """On an engine of its own, with the causal language model in the folder `path`."""
+        from actors.engine import Engine
+
+        return cls(Engine(path, config, audio=False), Path(path).name)
+
+    def score(self, tasks: Sequence[JudgeTask]) -> list[Judgement]:
+        """One judgement per task, in order. Equal questions (the source's own likelihood, say) are asked once."""
+        planned = [self._prepare(task) for task in tasks]
+        queries = list(dict.fromkeys(q for plan in planned if isinstance(plan, Plan) for q in plan.queries))
+        answers = dict(zip(queries, self._ask(queries), strict=True))
+        return [
+            _judge(task, plan, answers) if isinstance(plan, Plan) else plan
+            for task, plan in zip(tasks, planned, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Shut the engine down."""
+        self._scorer.close()
+
+    def _prepare(self, task: JudgeTask) -> Plan | Judgement:
+        gated = apply_gates(task)
+        if gated is not None:
+            return gated
+        if not task.transcript.strip():
+            return JudgeFailure(FailureKind.BAD_ROW, "no transcript to judge against")
+        plan = self._plan(task)
+        longest = max(map(len, plan.queries))
+        if longest >= self._scorer.max_model_len:
+            limit = self._scorer.max_model_len
+            return JudgeFailure(FailureKind.TOO_LONG, f"{longest} tokens, judge.engine.max_model_len is {limit}")
+        return plan
+
+    def _plan(self, task: JudgeTask) -> Plan:
+        source, request, summary = (_plain(text) for text in (task.transcript, task.instruction, task.summary))
+        said, written = self._answer(source), self._answer(summary)
+        return Plan(
+            given_source=Query(self._turn(f"{request}\n\nTranscript: {source}"), written),
+            given_request=Query(self._turn(request), written),
+            source_given_summary=Query(
+                self._turn(f"Summary: {summary}\n\nWrite the transcript of the recording."), said
+            ),
+            source=Query(self._turn("Write the transcript of a recording."), said),
+        )
+
+    def _turn(self, user: str) -> tuple[int, ...]:
+        """The user's turn, up to where the answer starts."""
+        tokenizer = self._scorer.tokenizer
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": user}], add_generation_prompt=True, tokenize=False
+        )
+        return tuple(tokenizer(text, add_special_tokens=False).input_ids)
+
+    def _answer(self, text: str) -> tuple[int, ...]:
+        """An answer with its end, so that stopping too early or too late has a price."""
+        tokenizer = self._scorer.tokenizer
+        return (*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id)
+
+    def _ask(self, queries: Sequence[Query]) -> list[np.ndarray]:
+        if not queries:
+            return []
+        return self._scorer.prompt_logprobs([q.context + q.target for q in queries], [len(q.context) for q in queries])
+
+
+def _judge(task: JudgeTask, plan: Plan, answers: dict[Query, np.ndarray]) -> Judgement:
+    """The three views, their sum on a scale from 0 to 1, and what the rules take off."""
+    given, alone, told, source = (answers[q].astype(np.float64) for q in plan.queries)
+    views = {
+        "support": float(given.mean()),
+        "gain": float((given - alone).mean()),
+        "coverage": float((told - source).mean()),
+    }
+    if not all(math.isfinite(v) for v in views.values()):
+        return JudgeFailure(FailureKind.NON_FINITE, f"likelihoods are not finite: {views}")
+    rules = {
+        "length": length_penalty(task),
+        "copy": copy_factor(task),
+        "echo": 1.0 - echo_share(task.summary, task.instruction),
+    }
+    return Reward(combine(views, weights_for(task.instruction)) * math.prod(rules.values()), views | rules)
+
+
+def weights_for(instruction: str) -> Weights:
+    """`NARROW` where the request names a part of what was said, `WHOLE` otherwise."""
+    return NARROW if _NARROW.search(folded(instruction)) else WHOLE
+
+
+def combine(views: dict[str, float], weights: Weights) -> float:
+    """The weighted sum of the views, in nats a token, through the logistic: increasing in every view, in (0, 1)."""
+    total = weights.support * views["support"] + weights.gain * views["gain"] + weights.coverage * views["coverage"]
+    return 1.0 / (1.0 + math.exp(min(700.0, (weights.middle - total) / weights.width)))
+
+
+def copy_factor(task: JudgeTask) -> float:
+    """1 for a text in its own words, falling to 0.2 for the transcript itself, which every likelihood loves.
+
+    What counts is the longest run of words taken over, as a share of the transcript or (a run of twelve words and
+    more) of the summary; up to 0.6 is free, as short answers are rightly near the words that were spoken.
+    """
+    if _VERBATIM.search(folded(task.instruction)):
+        return 1.0
+    own, source = words(task.summary), words(task.transcript)
+    match = SequenceMatcher(None, own, source, autojunk=False).find_longest_match()
+    share = max(match.size / max(1, len(source)), match.size / max(1, len(own)) if match.size >= LONG_RUN else 0.0)
+    return 1.0 - (1.0 - COPY_KEEPS) * max(0.0, share - COPY_FREE) / (1.0 - COPY_FREE)
+
+
+def _plain(text: str) -> str:
+    """Without control tokens, which would open another turn."""
+    return CONTROL_TOKEN.sub(" ", text).strip()

@@ -1,0 +1,210 @@
+"""`speechsum bench`: the figures this project claims, each a ratio or a sum measured within one run.
+
+Prints a table and, given a run folder, adds the figures to its `summary.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from actors.baseline import BareEngine
+from actors.rollout import BASE_VERSION
+from cluster import assets
+from cluster.groups import LearnerGroup, RolloutPool, environment, fetch
+from cluster.memory import MemoryWatch
+from cluster.run_folder import RunFolder
+from cluster.runtime import ray_session
+from speechsum.audio import SAMPLE_RATE, AudioLimits, load_audio
+from speechsum.batching import make_batch
+from speechsum.config import OptimizerConfig, RunConfig, SftLoss, load_recipe, parse
+from speechsum.data import Draw
+from speechsum.errors import UserError
+from speechsum.families import FAMILIES
+from speechsum.prompting import PromptBuilder
+from speechsum.types import AudioRef, Completion, PushMode, SamplingParams, TrainingSample, TrajectoryGroup, read_only
+
+REPEATS = 5
+ROLLOUT_PROMPTS = 16
+ROLLOUT_TOKENS = 48
+PROMPT_ONCE_GROUP = 8
+PROMPT_ONCE_AUDIO_S = 30
+PROMPT_ONCE_TOKENS = 48
+PROMPT_ONCE_REPEATS = 3
+
+Say = Callable[[str], None]
+
+
+def run(run_dir: Path | None, only: str | None) -> dict[str, Any]:
+    """Run the benchmarks (or the one named `only`), print them, and add them to the run's summary."""
+    benches = {"rollout": bench_rollout, "sync": bench_sync, "prompt_once": bench_prompt_once}
+    if only is not None and only not in benches:
+        raise UserError(f"--only {only!r} is no benchmark; choose from {', '.join(benches)}")
+    folder = RunFolder.open(run_dir) if run_dir else None
+    config = parse(json.loads(folder.config.read_text()), str(folder.config)) if folder else _default_config()
+    figures: dict[str, Any] = {}
+    with MemoryWatch() as memory, ray_session(None, memory, _say):
+        for name in [only] if only else list(benches):
+            _say(f"measuring {name}")
+            figures[name] = benches[name](config)
+            _print(name, figures[name])
+    if folder and folder.summary.exists():
+        folder.write_summary(_merged(folder.read_summary(), figures))
+    return figures
+
+
+def _default_config() -> RunConfig:
+    return load_recipe(Path(__file__).parent.parent / "recipes" / "demo.toml")
+
+
+def _merged(summary: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
+    """The summary with `rollout_vs_vllm` and `sync` filled in and the rest under `bench`."""
+    if "rollout" in figures:
+        summary["rollout_vs_vllm"] = figures["rollout"]["ratio"]
+    if "sync" in figures:
+        summary["sync"] = (summary.get("sync") or {}) | figures["sync"]
+    return summary | {"bench": (summary.get("bench") or {}) | figures}
+
+
+def bench_rollout(config: RunConfig) -> dict[str, float]:
+    """Tokens/s of a RolloutActor, audio opened and results returned through Ray, against `vllm.LLM.generate` alone.
+
+    Same prompts, samples, engine settings and weights; both engines loaded and warm; they take turns, caches dropped
+    before every turn, and the ratio is that of the medians.
+    """
+    checkpoint = assets.student_checkpoint(config.model.path, _say)
+    prompts = assets.train_prompts(config, checkpoint, _say)[:ROLLOUT_PROMPTS]
+    config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"actors": 1})})
+    group = max(s.group_size for s in config.stage)
+    sampling = SamplingParams(n=group, temperature=1.0, max_tokens=ROLLOUT_TOKENS, seed=1)
+    pool = RolloutPool(config, checkpoint)
+    options = {"num_cpus": 0, "num_gpus": config.rollout.gpus_per_actor,
+               "runtime_env": environment(config.rollout.engine.threads)}  # fmt: skip
+    actor: Any = BareEngine
+    bare = actor.options(**options).remote(str(checkpoint), config.model, config.rollout.engine, prompts)
+    try:
+        fetch([*pool.ready(), bare.ready.remote()])
+        draws = [Draw(0, p) for p in prompts]
+        ours: list[float] = []
+        theirs: list[float] = []
+        for turn in range(REPEATS + 1):
+            pool.reset_caches()
+            started = time.perf_counter()
+            rolled = pool.generate_all(draws, sampling, "bench", BASE_VERSION)
+            seconds = time.perf_counter() - started
+            tokens = sum(len(t.token_ids) for g in rolled if isinstance(g, TrajectoryGroup) for t in g.trajectories)
+            rate = fetch(bare.tokens_per_s.remote(sampling))
+            if turn:  # the first turn of each is its warm-up
+                ours.append(tokens / seconds)
+                theirs.append(rate)
+    finally:
+        pool.close()
+        ray.kill(bare)
+    medians = statistics.median(ours), statistics.median(theirs)
+    return {"rollout_tokens_per_s": medians[0], "vllm_tokens_per_s": medians[1], "ratio": medians[0] / medians[1]}
+
+
+def bench_sync(config: RunConfig) -> dict[str, float]:
+    """Seconds from the learner's weights to a rollout actor that serves them, gather and checksums included."""
+    checkpoint = assets.student_checkpoint(config.model.path, _say)
+    learner, pool = LearnerGroup(config, checkpoint), RolloutPool(config, checkpoint)
+    figures: dict[str, float] = {}
+    try:
+        fetch(learner.ready() + pool.ready())
+        version = 0
+        for mode in (PushMode.FULL, PushMode.ADAPTER):
+            whole: list[float] = []
+            received: list[float] = []
+            for turn in range(REPEATS + 1):
+                started = time.perf_counter()
+                stamp, payload = learner.publish(version, mode)
+                pool.receive(payload, stamp)
+                version += 1
+                if turn:
+                    whole.append(time.perf_counter() - started)
+                    received.append(pool.receive_s())
+            figures |= {f"{mode}_push_s": statistics.median(whole), f"{mode}_receive_s": statistics.median(received),
+                        f"{mode}_bytes": stamp.bytes}  # fmt: skip
+    finally:
+        learner.close()
+        pool.close()
+    return figures
+
+
+def bench_prompt_once(config: RunConfig) -> dict[str, float]:
+    """A learner step on one group whose prompt runs once, against the same step with the prompt repeated.
+
+    `ideal` is G(P + R) / (P + G R), the ratio of tokens run. Loss and gradient norm of both are reported; that the
+    gradients agree tensor by tensor is a unit test.
+    """
+    checkpoint = assets.student_checkpoint(config.model.path, _say)
+    stage = config.stage[0].model_copy(update={"loss": SftLoss(), "optimizer": OptimizerConfig(lr=1e-12)})
+    update = {"ranks": 1, "threads_per_rank": 2, "microbatch_tokens": 1 << 20}
+    config = config.model_copy(update={"learner": config.learner.model_copy(update=update)})
+    learner = LearnerGroup(config, checkpoint)
+    with tempfile.TemporaryDirectory() as scratch:
+        group, repeated = _one_group(config, checkpoint, Path(scratch))
+        variants = {"once": [group], "repeated": repeated}
+        seconds: dict[str, list[float]] = {name: [] for name in variants}
+        last: dict[str, dict[str, float]] = {}
+        try:
+            fetch(learner.ready())
+            learner.begin_stage(stage)
+            for turn in range(PROMPT_ONCE_REPEATS + 1):
+                for name, samples in variants.items():
+                    last[name] = fetch(learner.step(make_batch(samples, 1), 0))
+                    if turn:
+                        seconds[name].append(last[name]["learner/step_s"])
+        finally:
+            learner.close()
+    once, again = statistics.median(seconds["once"]), statistics.median(seconds["repeated"])
+    prompt = PROMPT_ONCE_AUDIO_S * FAMILIES[config.model.family].tokens_per_s + len(group.prompt_ids) - 1
+    ideal = PROMPT_ONCE_GROUP * (prompt + PROMPT_ONCE_TOKENS) / (prompt + PROMPT_ONCE_GROUP * PROMPT_ONCE_TOKENS)
+    figures = {"once_s": once, "repeated_s": again, "ratio": again / once, "ideal": ideal}
+    for name, metrics in last.items():
+        figures |= {f"loss_{name}": metrics["learner/loss"], f"grad_norm_{name}": metrics["learner/grad_norm"]}
+    return figures
+
+
+def _one_group(config: RunConfig, checkpoint: Path, scratch: Path) -> tuple[TrainingSample, list[TrainingSample]]:
+    """A 30-second clip with G completions, as one group and as G groups of one."""
+    import soundfile
+
+    builder = PromptBuilder.load(checkpoint, FAMILIES[config.model.family])
+    prompts = assets.train_prompts(config, checkpoint, _say)
+    limits = AudioLimits(max_s=config.model.max_audio_s)
+    spoken = np.concatenate([load_audio(p.audio, limits) for p in prompts[: PROMPT_ONCE_AUDIO_S // 2]])
+    clip = scratch / "clip.wav"
+    soundfile.write(clip, spoken[: PROMPT_ONCE_AUDIO_S * SAMPLE_RATE], SAMPLE_RATE)
+    ids = read_only(builder.request_ids(prompts[0].instruction), "int32")
+    rng = np.random.default_rng(0)
+    completions = tuple(
+        Completion(read_only(rng.integers(100, 10_000, PROMPT_ONCE_TOKENS), "int32"), read_only([], "float32"), 0.0, 0)
+        for _ in range(PROMPT_ONCE_GROUP)
+    )
+    audio = AudioRef(str(clip))
+    group = TrainingSample("once", audio, ids, completions)
+    return group, [TrainingSample(f"repeated-{i}", audio, ids, (c,)) for i, c in enumerate(completions)]
+
+
+def _print(name: str, figures: dict[str, float]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("figure", "value", title=name, box=box.SIMPLE_HEAD)
+    for figure, value in figures.items():
+        table.add_row(figure, f"{value:,.4g}" if abs(value) < 1e5 else f"{value:,.0f}")
+    Console().print(table)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,591 @@
+"""The learn loop against ports that finish their calls in any order: staleness, slots, accounts, and how it ends."""
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from actors.rollout import RolloutFailure
+from cluster.buffer import Slots
+from cluster.controller import DROPS_PER_STEP_LIMIT, Controller, StepReport
+from speechsum.config import GrpoLoss, JudgeConfig, LearnerConfig, RolloutConfig, RunConfig, SftLoss, StageConfig
+from speechsum.data import Draw, PromptStream
+from speechsum.errors import RunError
+from speechsum.ledger import Ledger, LedgerRow, read_ledger
+from speechsum.metrics import METRICS, describe
+from speechsum.types import (
+    AudioRef,
+    Batch,
+    FailureKind,
+    FinishReason,
+    JudgeFailure,
+    Judgement,
+    Prompt,
+    Reward,
+    SamplingParams,
+    ScoredGroup,
+    Trajectory,
+    TrajectoryGroup,
+    read_only,
+    trajectory_id,
+)
+
+AUDIO, END = 7, 2
+PROMPTS = [Prompt(f"p{i}", AudioRef(f"/clips/{i}.wav"), f"ask {i}", reference=f"answer {i}") for i in range(5)]
+Key = tuple[int, str]
+Judge = Callable[[int], list[Judgement]]
+"""From the number of groups judged before to the judgements of the next one."""
+
+
+def run_config(
+    *, steps: int = 2, groups: int = 2, size: int = 2, staleness: int = 0, per_request: int = 8,
+    failures_allowed: float = 1.0, window: int = 200, loss: SftLoss | GrpoLoss | None = None,
+) -> RunConfig:  # fmt: skip
+    stage = StageConfig(
+        name="speak", steps=steps, groups_per_step=groups, group_size=size, max_staleness=staleness,
+        loss=loss or GrpoLoss(),
+    )  # fmt: skip
+    return RunConfig(
+        name="fake", stage=(stage,), rollout=RolloutConfig(prompts_per_request=per_request),
+        judge=JudgeConfig(max_failure_share=failures_allowed, failure_window=window), learner=LearnerConfig(ranks=2),
+    )  # fmt: skip
+
+
+def rewards(*values: float) -> list[Judgement]:
+    return [Reward(value, {"a": value}) for value in values]
+
+
+def ascending(size: int) -> Judge:
+    return lambda _: rewards(*range(size))
+
+
+class FakePorts:
+    """Rollout, judge and learner in one thread: a call is done when `finish` picks it, and each is checked as it comes.
+
+    `open` holds the groups that were dispatched and not settled, as this side knows them; the controller must hold
+    exactly as many slots whenever it calls.
+    """
+
+    def __init__(
+        self, config: RunConfig, judge: Judge, *, roll_fails: Callable[[], bool] = lambda: False,
+        finish: Callable[[dict[int, str]], list[int]] = lambda pending: [min(pending)],
+        age: Callable[[int, int], int] = lambda asked, live: asked, live: int = 0,
+    ) -> None:  # fmt: skip
+        self.config, self.stage = config, config.stage[0]
+        self.judge, self.roll_fails, self.finish, self.age, self.live = judge, roll_fails, finish, age, live
+        self.controller: Controller | None = None
+        self.calls: list[str] = []
+        self.pending: dict[int, tuple[str, Callable[[], Any]]] = {}
+        self.done: set[int] = set()
+        self.number, self.serial, self.scored = itertools.count(), itertools.count(100), 0
+        self.dispatched: dict[Key, int] = {}
+        self.open: set[Key] = set()
+        self.buffered: dict[Key, int] = {}
+        self.in_step: list[Key] = []
+        self.trained: list[Key] = []
+        self.dropped: dict[Key, str] = {}
+        self.drops_since_step = 0
+        self.made: dict[int, tuple[Key, int]] = {}
+        self.judgements: dict[int, Judgement] = {}
+        self.batches: list[Batch] = []
+        self.overlaps = 0
+
+    # --- what the controller calls ------------------------------------------------------------------------------
+
+    def generate(self, draws: Sequence[Draw], sampling: SamplingParams, version: int) -> int:
+        self._settle_stale()
+        assert version == self.live
+        assert 0 < len(draws) <= self.config.rollout.prompts_per_request
+        assert sampling.n == self.stage.group_size
+        if self.stage.max_staleness == 0:
+            assert not self.in_step
+        for draw in draws:
+            key = draw.epoch, draw.prompt.id
+            assert key not in self.dispatched
+            self.dispatched[key] = version
+            self.open.add(key)
+        self._check_slots()
+        return self._begin("generate", lambda: [self._roll(draw) for draw in draws], version)
+
+    def score(self, groups: Sequence[TrajectoryGroup]) -> int:
+        assert groups
+        return self._begin("score", lambda: [self._score(group) for group in groups])
+
+    def step(self, batch: Batch, version: int) -> int:
+        self._settle_stale()
+        self._check_slots()
+        assert not self.in_step
+        assert version == self.live
+        samples = [sample for shard in batch.shards for sample in shard]
+        assert len(samples) == self.stage.groups_per_step
+        for sample in samples:
+            keys = set()
+            for completion in sample.completions:
+                serial = int(completion.token_ids[0])
+                key, written_at = self.made[serial]
+                keys.add(key)
+                assert isinstance(self.judgements[serial], Reward)
+                assert math.isfinite(completion.advantage)
+                assert completion.policy_version == written_at
+                assert 0 <= version - written_at <= self.stage.max_staleness
+            (key,) = keys
+            del self.buffered[key]
+            self.in_step.append(key)
+        self.batches.append(batch)
+        self.overlaps += any(what == "generate" for what, _ in self.pending.values())
+        return self._begin("step", lambda: {"learner/loss": 0.5}, version)
+
+    def push(self, version: int) -> dict[str, float]:
+        assert version == self.live + 1
+        assert self.in_step
+        assert all(what != "step" for what, _ in self.pending.values())
+        self._check_slots()
+        self.calls.append(f"push@{version}")
+        self.live = version
+        self.trained += self.in_step
+        self.open -= set(self.in_step)
+        self.in_step = []
+        self.drops_since_step = 0
+        return {"sync/publish_s": 0.0}
+
+    def wait(self, handles: Sequence[int]) -> list[int]:
+        assert sorted(handles) == sorted(self.pending)
+        done = self.finish({handle: self.pending[handle][0] for handle in handles})
+        self.done |= set(done)
+        return done
+
+    def result(self, handle: int) -> Any:
+        assert handle in self.done
+        return self.pending.pop(handle)[1]()
+
+    # --- how it does it -----------------------------------------------------------------------------------------
+
+    def _begin(self, what: str, work: Callable[[], Any], version: int | None = None) -> int:
+        handle = next(self.number)
+        self.pending[handle] = what, work
+        self.calls.append(what if version is None else f"{what}@{version}")
+        return handle
+
+    def _roll(self, draw: Draw) -> TrajectoryGroup | RolloutFailure:
+        key = draw.epoch, draw.prompt.id
+        if self.roll_fails():
+            self._drop(key, "rollout")
+            return RolloutFailure(draw.prompt.id, "audio unreadable: no such file")
+        trajectories = []
+        for sample in range(self.stage.group_size):
+            serial, version = next(self.serial), self.age(self.dispatched[key], self.live)
+            self.made[serial] = key, version
+            trajectories.append(Trajectory(
+                trajectory_id("run", *key, sample), read_only([serial, END], "int32"),
+                read_only([-0.5, -0.25], "float32"), f"text {serial}", FinishReason.STOP, version,
+            ))  # fmt: skip
+        return TrajectoryGroup(draw.prompt, read_only([1, AUDIO, AUDIO, 3], "int32"), tuple(trajectories))
+
+    def _score(self, group: TrajectoryGroup) -> ScoredGroup:
+        judgements = self.judge(self.scored)
+        self.scored += 1
+        serials = [int(t.token_ids[0]) for t in group.trajectories]
+        self.judgements |= dict(zip(serials, judgements, strict=True))
+        key = self.made[serials[0]][0]
+        known = [j.value for j in judgements if isinstance(j, Reward)]
+        if len(known) < 2:
+            self._drop(key, "judge_failed")
+        elif len(set(known)) == 1:
+            self._drop(key, "equal_rewards")
+        else:
+            self.buffered[key] = min(self.made[serial][1] for serial in serials)
+        return ScoredGroup(group, tuple(judgements))
+
+    def _settle_stale(self) -> None:
+        """A call that may only follow the dropping of stale groups."""
+        for key, version in list(self.buffered.items()):
+            if self.live - version > self.stage.max_staleness:
+                del self.buffered[key]
+                self._drop(key, "stale")
+
+    def _drop(self, key: Key, reason: str) -> None:
+        self.open.remove(key)
+        self.dropped[key] = reason
+        self.drops_since_step += 1
+
+    def _check_slots(self) -> None:
+        assert len(self.open) <= (self.stage.max_staleness + 1) * self.stage.groups_per_step
+        if self.controller:
+            assert self.controller.slots.held == len(self.open)
+
+
+class FakeDataPorts:
+    """A learner that trains on references: no rollout, no judge, no push."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config, self.stage = config, config.stage[0]
+        self.batches: list[Batch] = []
+        self.versions: list[int] = []
+
+    def step(self, batch: Batch, version: int) -> dict[str, float]:
+        self.batches.append(batch)
+        self.versions.append(version)
+        return {"learner/loss": 0.5}
+
+    def result(self, handle: dict[str, float]) -> dict[str, float]:
+        return handle
+
+    def completion_ids(self, text: str) -> np.ndarray:
+        return read_only([len(text), END], "int32")
+
+    def request_ids(self, instruction: str) -> list[int]:
+        return [1, AUDIO, len(instruction)]
+
+
+def controller_on(ports: Any, *, start: int = 0, version: int = 0) -> Controller:
+    stream = PromptStream(PROMPTS, seed=3)
+    made = Controller(ports.config, ports.stage, ports, stream, run_id="run", start=start, version=version)
+    ports.controller = made
+    return made
+
+
+def check_accounts(ports: FakePorts, reports: Sequence[StepReport], pending: Sequence[LedgerRow]) -> None:
+    """dispatched = trained + dropped + in flight, each group once, in the ledger as in the world.
+
+    `pending` are the rows of the window in which a run was stopped.
+    """
+    fates = Counter([*ports.trained, *ports.dropped, *ports.open])
+    assert fates == Counter(dict.fromkeys(ports.dispatched, 1))
+    rows = [row for report in reports for row in report.ledger] + list(pending)
+    assert len({row.trajectory_id for row in rows}) == len(rows)
+    reasons: dict[Key, set[str]] = {}
+    for row in rows:
+        check_row(ports, row)
+        reasons.setdefault((row.epoch, row.prompt_id), set()).add(row.drop_reason)
+    expected = {key: reason for key, reason in ports.dropped.items() if reason != "rollout"}
+    expected |= dict.fromkeys(ports.trained, "")
+    assert set(reasons) == set(expected)
+    assert all(reasons[key] <= {reason, "judge_failed"} for key, reason in expected.items())
+    counted = sum(int(report.metrics["buffer/dropped"]) for report in reports)
+    assert counted == len(ports.dropped) - ports.drops_since_step
+
+
+def check_row(ports: FakePorts, row: LedgerRow) -> None:
+    serial = row.token_ids[0]
+    key, version = ports.made[serial]
+    assert (row.epoch, row.prompt_id, row.policy_version) == (*key, version)
+    judgement = ports.judgements[serial]
+    if isinstance(judgement, JudgeFailure):
+        assert (row.reward, row.advantage, row.group_step, row.drop_reason) == (None, None, None, "judge_failed")
+    else:
+        assert row.reward == judgement.value
+        assert (row.advantage is None) == (row.group_step is None) == bool(row.drop_reason)
+
+
+# --- any order ---------------------------------------------------------------------------------------------------
+
+
+def random_judge(rng: Random, size: int, fails: int, equal: int) -> Judge:
+    """Of ten groups `equal` get the same reward throughout, of ten other judgements `fails` do not happen."""
+
+    def one() -> Judgement:
+        return JudgeFailure(FailureKind.TIMEOUT) if rng.randrange(10) < fails else Reward(float(rng.randrange(3)))
+
+    return lambda _: rewards(*[1.0] * size) if rng.randrange(10) < equal else [one() for _ in range(size)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rng=st.randoms(use_true_random=False),
+    staleness=st.integers(0, 3),
+    groups=st.integers(1, 4),
+    size=st.integers(2, 3),
+    steps=st.integers(1, 4),
+    per_request=st.integers(1, 5),
+    rolls_failing=st.integers(0, 5),
+    judgements_failing=st.integers(0, 5),
+    equal=st.integers(0, 5),
+)
+def test_staleness_is_bounded_and_every_group_is_accounted_for_in_any_order(
+    rng: Random, staleness: int, groups: int, size: int, steps: int, per_request: int, rolls_failing: int,
+    judgements_failing: int, equal: int,
+) -> None:  # fmt: skip
+    config = run_config(steps=steps, groups=groups, size=size, staleness=staleness, per_request=per_request)
+    ports = FakePorts(
+        config, random_judge(rng, size, judgements_failing, equal),
+        roll_fails=lambda: rng.randrange(10) < rolls_failing,
+        finish=lambda pending: rng.sample(sorted(pending), rng.randint(1, len(pending))), age=rng.randint,
+    )  # fmt: skip
+    controller = controller_on(ports)
+    reports: list[StepReport] = []
+    stopped = ""
+    try:
+        reports.extend(controller.run())
+    except RunError as error:
+        stopped = str(error)
+    check_accounts(ports, reports, controller.window.ledger)
+    assert all(report.metrics["buffer/staleness_max"] <= staleness for report in reports)
+    if stopped:
+        assert "no progress is possible" in stopped
+        assert ports.drops_since_step > DROPS_PER_STEP_LIMIT * groups
+    else:
+        assert [report.step for report in reports] == list(range(1, steps + 1))
+        assert len(ports.trained) == steps * groups
+        assert controller.version == ports.live == steps
+        assert not ports.open
+        assert not ports.pending
+
+
+@settings(max_examples=30, deadline=None)
+@given(staleness=st.integers(0, 3), groups=st.integers(1, 3), steps=st.integers(1, 5))
+def test_nothing_is_generated_that_no_step_is_left_for(staleness: int, groups: int, steps: int) -> None:
+    ports = FakePorts(run_config(steps=steps, groups=groups, staleness=staleness), ascending(2))
+    assert len(list(controller_on(ports).run())) == steps
+    assert len(ports.dispatched) == steps * groups
+
+
+# --- synchronous and not -------------------------------------------------------------------------------------------
+
+
+def test_zero_staleness_is_synchronous() -> None:
+    ports = FakePorts(run_config(steps=2, per_request=1), ascending(2))
+    for _ in controller_on(ports).run():
+        pass
+    one_step = ["generate@0", "generate@0", "score", "score", "step@0", "push@1"]
+    assert ports.calls == one_step + [call.replace("@1", "@2").replace("@0", "@1") for call in one_step]
+    assert ports.overlaps == 0
+
+
+def learner_last(pending: dict[int, str]) -> list[int]:
+    """The slowest is the learner; all else is done in the order of asking."""
+    return [min(pending, key=lambda handle: (pending[handle] == "step", handle))]
+
+
+@pytest.mark.parametrize("staleness", [1, 2, 3])
+def test_with_staleness_generation_goes_on_while_the_learner_trains(staleness: int) -> None:
+    ports = FakePorts(run_config(steps=8, staleness=staleness, per_request=2), ascending(2), finish=learner_last)
+    reports = list(controller_on(ports).run())
+    assert ports.overlaps >= 3
+    assert max(report.metrics["buffer/staleness_max"] for report in reports) == staleness
+    assert not ports.dropped
+
+
+def test_slots_of_dropped_groups_are_filled_while_the_learner_trains() -> None:
+    """The second request holds equal rewards only: its slots are free at once, not after the step."""
+    ports = FakePorts(
+        run_config(steps=2, staleness=1, per_request=2), lambda n: rewards(1, 1) if n in (2, 3) else rewards(0, 1),
+        finish=learner_last,
+    )  # fmt: skip
+    list(controller_on(ports).run())
+    first_step, first_push = ports.calls.index("step@0"), ports.calls.index("push@1")
+    assert "generate@0" in ports.calls[first_step:first_push]
+
+
+def test_a_group_that_outlived_the_bound_is_dropped_and_not_trained() -> None:
+    """The very first group comes back after everything else; by then its weights are three versions old."""
+    ports = FakePorts(
+        run_config(steps=5, groups=1, staleness=1, per_request=1), ascending(2),
+        finish=lambda pending: [max(pending)] if len(pending) > 1 and ports.live < 3 else [min(pending)],
+    )  # fmt: skip
+    controller = controller_on(ports)
+    reports = list(controller.run())
+    assert Counter(ports.dropped.values()) == {"stale": 1}
+    assert sum(report.metrics.get("buffer/dropped_stale", 0) for report in reports) == 1
+    check_accounts(ports, reports, controller.window.ledger)
+
+
+def test_a_resumed_stage_does_the_steps_that_are_left_on_the_version_it_had() -> None:
+    ports = FakePorts(run_config(steps=5), ascending(2), live=7)
+    reports = list(controller_on(ports, start=3, version=7).run())
+    assert [report.step for report in reports] == [4, 5]
+    assert ports.calls[0] == "generate@7"
+    assert [report.metrics["sync/version"] for report in reports] == [8, 9]
+
+
+def test_slots_are_taken_within_the_budget_and_given_back_once() -> None:
+    slots = Slots(max_staleness=1, groups_per_step=1)
+    first, second = slots.take(), slots.take()
+    assert (first, second, slots.held, slots.free) == (0, 1, 2, 0)
+    with pytest.raises(AssertionError, match="beyond the slot budget"):
+        slots.take()
+    slots.release(first)
+    assert slots.free == 1
+    with pytest.raises(KeyError):
+        slots.release(first)
+    assert slots.take() == 2
+
+
+# --- judge failures, equal rewards ---------------------------------------------------------------------------------
+
+FAILED = JudgeFailure(FailureKind.TIMEOUT, "60 s without an answer")
+
+
+def test_a_judge_failure_is_left_out_and_never_a_reward_of_zero() -> None:
+    """Rewards 3 and 1 around a failure: mean 2, deviation 1, so +1 and -1; a failure counted as 0 would give +1.34."""
+    ports = FakePorts(run_config(steps=1, groups=1, size=3), lambda _: [Reward(3.0), FAILED, Reward(1.0)])
+    (report,) = controller_on(ports).run()
+    (sample,) = [s for shard in ports.batches[0].shards for s in shard]
+    assert [c.advantage for c in sample.completions] == pytest.approx([1.0, -1.0], abs=1e-5)
+    assert ports.batches[0].sequences == 2
+    assert ports.batches[0].loss_tokens == 4
+    kept, masked, other = report.ledger
+    assert (masked.reward, masked.advantage, masked.group_step) == (None, None, None)
+    assert (masked.drop_reason, masked.judge_failure) == ("judge_failed", "timeout: 60 s without an answer")
+    assert (kept.group_step, kept.drop_reason, kept.reward, kept.judge_failure) == (1, "", 3.0, "")
+    assert other.advantage == pytest.approx(-1.0, abs=1e-5)
+    assert report.metrics["judge/reward_mean"] == 2.0
+    assert report.metrics["judge/failure_share"] == pytest.approx(1 / 3)
+    assert report.metrics["judge/failed_timeout"] == 1
+
+
+def test_without_scaling_the_advantage_keeps_the_size_of_the_reward() -> None:
+    ports = FakePorts(run_config(steps=1, groups=1, loss=GrpoLoss(scale_by_std=False)), lambda _: rewards(5, 1))
+    list(controller_on(ports).run())
+    (sample,) = [s for shard in ports.batches[0].shards for s in shard]
+    assert [c.advantage for c in sample.completions] == [2.0, -2.0]
+
+
+def test_too_many_judge_failures_stop_the_run_with_the_kinds() -> None:
+    refused = JudgeFailure(FailureKind.HTTP_ERROR)
+    ports = FakePorts(
+        run_config(steps=50, groups=1, size=4, failures_allowed=0.4),
+        lambda n: [Reward(0.0), Reward(1.0), FAILED, FAILED] if n < 3 else [Reward(0.0), Reward(1.0), FAILED, refused],
+    )  # fmt: skip
+    reports = []
+    with pytest.raises(RunError, match=r"50% of the last 16 judgements failed \(7 timeout, 1 http_error\).*is 40%"):
+        reports += controller_on(ports).run()
+    assert ports.scored == 4  # a verdict on the judge needs four groups
+    assert len(ports.trained) == 3
+
+
+def test_a_share_of_judge_failures_within_the_limit_goes_on() -> None:
+    judge = lambda _: [Reward(0.0), Reward(1.0), FAILED, FAILED]  # noqa: E731
+    ports = FakePorts(run_config(steps=8, groups=1, size=4, failures_allowed=0.5), judge)
+    assert len(list(controller_on(ports).run())) == 8
+
+
+def test_judge_failures_long_ago_are_forgotten() -> None:
+    """Half of the first six groups' judgements fail; over a window of four groups that never is above the limit."""
+    ports = FakePorts(
+        run_config(steps=20, groups=1, size=2, failures_allowed=0.5, window=8),
+        lambda n: [Reward(0.0), FAILED] if n < 6 else rewards(0, 1),
+    )  # fmt: skip
+    assert len(list(controller_on(ports).run())) == 20
+
+
+def test_equal_rewards_for_ever_are_no_progress() -> None:
+    ports = FakePorts(run_config(steps=3, groups=2), lambda _: rewards(1, 1))
+    controller = controller_on(ports)
+    with pytest.raises(RunError, match=r"\d+ groups were dropped without a step \(\d+ equal_rewards\); no progress"):
+        list(controller.run())
+    assert ports.drops_since_step > DROPS_PER_STEP_LIMIT * 2
+    check_accounts(ports, [], controller.window.ledger)
+
+
+def test_rollouts_that_all_fail_are_no_progress_and_the_reason_is_told() -> None:
+    ports = FakePorts(run_config(steps=1, groups=1), ascending(2), roll_fails=lambda: True)
+    with pytest.raises(RunError, match=r"21 rollout.*the last rollout to fail: p\d: audio unreadable: no such file"):
+        list(controller_on(ports).run())
+    assert "score" not in ports.calls
+
+
+# --- data as completions -------------------------------------------------------------------------------------------
+
+
+def test_on_data_the_request_carries_one_placeholder_and_the_reference_is_the_completion() -> None:
+    ports = FakeDataPorts(run_config(steps=2, groups=3, size=1, loss=SftLoss()))
+    controller = controller_on(ports)
+    reports = list(controller.run())
+    assert ports.versions == [0, 1]
+    assert [report.step for report in reports] == [1, 2]
+    assert controller.version == 2
+    prompts = {p.id: p for p in PROMPTS}
+    drawn = []
+    for batch in ports.batches:
+        samples = [sample for shard in batch.shards for sample in shard]
+        assert len(batch.shards) == 2
+        assert (batch.sequences, batch.loss_tokens) == (3, 6)
+        for sample in samples:
+            prompt = prompts[sample.prompt_id]
+            drawn.append(prompt.id)
+            assert sample.audio == prompt.audio
+            assert sample.prompt_ids.tolist() == [1, AUDIO, len(prompt.instruction)]
+            assert not sample.prompt_ids.flags.writeable
+            (completion,) = sample.completions
+            assert completion.token_ids.tolist() == [len(prompt.reference), END]
+            assert len(completion.logprobs) == 0
+    assert set(Counter(drawn[:5]).values()) == {1}  # an epoch sees every prompt once
+    assert reports[0].groups == reports[0].ledger == ()
+    for report in reports:
+        assert report.metrics["buffer/trained_groups"] == 3
+        assert all(describe(name) for name in report.metrics)
+
+
+def test_a_resumed_stage_on_data_does_the_steps_that_are_left() -> None:
+    ports = FakeDataPorts(run_config(steps=4, groups=1, size=1, loss=SftLoss()))
+    reports = list(controller_on(ports, start=3, version=3).run())
+    assert [report.step for report in reports] == [4]
+    assert ports.versions == [3]
+
+
+# --- what is told --------------------------------------------------------------------------------------------------
+
+
+def test_the_figures_of_a_step_by_hand() -> None:
+    """Three groups, of which the second has equal rewards and the third a summary that a gate turned down."""
+    verdicts = [rewards(0, 4), rewards(2, 2), [Reward(1.0), Reward(3.0, gate="empty")]]
+    ports = FakePorts(run_config(steps=1, groups=2, per_request=3), lambda n: verdicts[n])
+    (report,) = controller_on(ports).run()
+    told = report.metrics
+    assert told["judge/reward_mean"] == pytest.approx((0 + 4 + 2 + 2 + 1 + 3) / 6)
+    assert told["judge/reward_std"] == pytest.approx(math.sqrt((4 + 4 + 0 + 0 + 1 + 1) / 6))
+    assert told["judge/gated_share"] == pytest.approx(1 / 6)
+    assert told["judge/failure_share"] == 0
+    assert (told["rollout/tokens"], told["rollout/response_tokens_mean"], told["rollout/truncated_share"]) == (12, 2, 0)
+    assert (told["buffer/dropped"], told["buffer/dropped_equal_rewards"], told["buffer/trained_groups"]) == (1, 1, 2)
+    assert (told["buffer/staleness_max"], told["sync/version"], told["learner/loss"]) == (0, 1, 0.5)
+    assert told["rollout/tokens_per_s"] > 0
+    assert len(report.groups) == 2
+
+
+def test_every_figure_has_a_description() -> None:
+    fates: list[Any] = [[Reward(0.0), FAILED], rewards(1, 1), rewards(0, 1)]
+    failing = iter([True])
+    ports = FakePorts(
+        run_config(steps=3, groups=1, staleness=1), lambda n: fates[n % 3], roll_fails=lambda: next(failing, False)
+    )
+    names = {name for report in controller_on(ports).run() for name in report.metrics}
+    assert {"buffer/dropped_rollout", "buffer/dropped_judge_failed", "buffer/dropped_equal_rewards"} <= names
+    assert names <= set(METRICS)
+
+
+def test_the_ledger_of_a_whole_run_holds_every_trajectory_once(tmp_path: Path) -> None:
+    rng = Random(5)
+    config = run_config(steps=6, groups=3, size=3, staleness=2, per_request=2)
+    ports = FakePorts(
+        config, random_judge(rng, 3, fails=2, equal=2), roll_fails=lambda: rng.random() < 0.2,
+        finish=lambda pending: [rng.choice(sorted(pending))], age=rng.randint,
+    )  # fmt: skip
+    ledger = Ledger(tmp_path, rows_per_part=20)
+    for report in controller_on(ports).run():
+        ledger.record(report.ledger)
+    ledger.flush()
+    rows = read_ledger(tmp_path).to_pylist()
+    assert Counter(row["token_ids"][0] for row in rows) == Counter(dict.fromkeys(ports.made, 1))
+    assert len({row["trajectory_id"] for row in rows}) == len(rows)
+    reasons = Counter(row["drop_reason"] for row in rows)
+    assert {"", "judge_failed", "equal_rewards"} <= set(reasons)
+    for row in rows:
+        assert (row["group_step"] is None) == bool(row["drop_reason"])
+        assert (row["run_id"], row["stage"], row["prompt_tokens"], row["response_tokens"]) == ("run", "speak", 4, 2)
+        assert row["logprobs"] == [-0.5, -0.25]
+        assert row["trajectory_id"] == trajectory_id("run", row["epoch"], row["prompt_id"], row["sample"])
+        judgement = ports.judgements[row["token_ids"][0]]
+        assert row["reward"] == (judgement.value if isinstance(judgement, Reward) else None)
+        assert row["judge_failure"] == ("timeout" if isinstance(judgement, JudgeFailure) else "")
+    trained = {(row["epoch"], row["prompt_id"]): row["group_step"] for row in rows if row["group_step"]}
+    assert set(trained) == set(ports.trained)
+    assert Counter(trained.values()) == dict.fromkeys(range(1, 7), 3)

@@ -1,0 +1,21 @@
+"""Checkpoints that many tests read and none changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import tiny_checkpoint
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The audio checkpoint, made once: windows of two seconds, float32."""
+    return tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def tiny_30s_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the windows of 30 s that real models have."""
+    return tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint-30s", window_s=30)
