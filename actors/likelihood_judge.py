@@ -13,12 +13,19 @@ coverage likes everything that was said. Rules close the rest: gates before, len
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+
+from speechsum.config import EngineConfig
+from speechsum.rewards import apply_gates, echo_share, folded, length_penalty, words
+from speechsum.types import FailureKind, JudgeFailure, Judgement, JudgeTask, Reward
 
 
 class Scorer(Protocol):
@@ -91,6 +98,8 @@ _NARROW = re.compile(
     r"\b(?:must|have to|has to|asked to|should|what to do|tasks?|homework|who|when|where|how (?:much|many|long))\b"
 )
 _VERBATIM = re.compile(r"\b(?:transcri(?:be|pt|ption)|verbatim|word for word|exact words|quote|what is said)\b")
+_NAME = re.compile(r"(?<=[^.!?:\s] )[A-Z][a-z]+\b")  # capitalised inside a sentence
+SUBJECT_KEEPS = 0.5
 COPY_FREE = 0.6
 COPY_KEEPS = 0.2
 LONG_RUN = 12
@@ -185,6 +194,7 @@ def _judge(task: JudgeTask, plan: Plan, answers: dict[Query, np.ndarray]) -> Jud
         "length": length_penalty(task),
         "copy": copy_factor(task),
         "echo": 1.0 - echo_share(task.summary, task.instruction),
+        "subject": subject_factor(task),
     }
     return Reward(combine(views, weights_for(task.instruction)) * math.prod(rules.values()), views | rules)
 
@@ -212,6 +222,16 @@ def copy_factor(task: JudgeTask) -> float:
     match = SequenceMatcher(None, own, source, autojunk=False).find_longest_match()
     share = max(match.size / max(1, len(source)), match.size / max(1, len(own)) if match.size >= LONG_RUN else 0.0)
     return 1.0 - (1.0 - COPY_KEEPS) * max(0.0, share - COPY_FREE) / (1.0 - COPY_FREE)
+
+
+def subject_factor(task: JudgeTask) -> float:
+    """1, or 0.5 where the request names somebody the talk names too and the answer does not.
+
+    To a small model another person's task is as good an answer: it is just as well founded in the source.
+    """
+    source, answer = set(words(task.transcript)), set(words(task.summary))
+    asked = {word.casefold() for word in _NAME.findall(task.instruction)} & source
+    return SUBJECT_KEEPS if asked and not asked & answer else 1.0
 
 
 def _plain(text: str) -> str:

@@ -162,6 +162,7 @@ class Learner:
                 _, logprobs, _ = self._forward([sample], temperature)
                 lengths = [len(c.token_ids) for c in sample.completions]
                 result += [part.float().cpu().numpy() for part in logprobs.split(lengths)]
+        self.policy.reshard()  # no backward follows that would: the next forward must not see these weights still
         return result
 
     def greedy(self, samples: Sequence[TrainingSample]) -> list[np.ndarray]:
@@ -223,7 +224,7 @@ class Learner:
         """Encoder states [A, D] of the group's clips in row order; a clip is encoded once and kept unless augmented."""
         group = [s for s in group if s.prompt_id != FILLER]
         if not group:
-            return torch.zeros(0, self.policy.projector.linear_1.in_features, device=self.device)
+            return torch.zeros(0, self.policy.audio_width, device=self.device)
         if augment:
             return torch.cat(self.family.encode(self.model, self.extractor, [self._augmented(s.audio) for s in group]))
         missing = {s.audio.key: s.audio for s in group if s.audio.key not in self._states}

@@ -137,6 +137,11 @@ class SpeechPolicy(nn.Module):
         """What the projector computes in: its parameters' type, which FSDP's mixed precision may change."""
         return next(self.projector.parameters()).dtype
 
+    @property
+    def audio_width(self) -> int:
+        """D of the encoder states: what the projector's first linear layer takes."""
+        return next(m.in_features for m in self.projector.modules() if isinstance(m, nn.Linear))
+
     def _score(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Full-vocabulary logits of a chunk; recomputed in backward, so they never live together."""
         logits = self.head(hidden).float() / temperature

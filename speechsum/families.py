@@ -89,4 +89,47 @@ class Family:
         return [torch.cat([next(pieces) for _ in range(n)]) for n in per_clip]
 
 
-FAMILIES = {"audio_flamingo3": Family()}
+@dataclass(frozen=True)
+class Qwen25Omni(Family):
+    """The thinker of Qwen2.5-Omni: hears and writes, while the talker that would speak stays on disk.
+
+    Recordings are one piece, up to the 300 s that its feature extractor takes. The projector is the encoder's last
+    layer. An audio token's position is the same on all three axes of its rotary embedding, so plain positions will do.
+    The mathematics is tested against transformers on random tiny models; neither the real weights nor vLLM's side of
+    the family have been run, on a GPU or elsewhere.
+    """
+
+    name: str = "qwen2_5_omni"
+    model_class: str = "Qwen2_5OmniThinkerForConditionalGeneration"
+    audio_token: str = "<|AUDIO|>"
+    encoder: str = "audio_tower"
+    projector: str = "audio_tower.proj"
+    decoder: str = "model"
+    renames: tuple[tuple[str, str], ...] = (("", "thinker."),)
+
+    def audio_token_id(self, config: Any) -> int:
+        """See `Family`; the checkpoint's configuration is of thinker and talker together."""
+        return int(config.thinker_config.audio_token_id)
+
+    def encode(self, model: Any, extractor: Any, clips: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        """See `Family`. Silence is added only as deep as the last frame's window reaches: more changes nothing."""
+        import torch
+
+        samples = extractor.hop_length * (max(len(clip) for clip in clips) // extractor.hop_length + 4)
+        features = extractor(list(clips), sampling_rate=SAMPLE_RATE, return_tensors="pt", return_attention_mask=True,
+                             padding="max_length", max_length=samples)  # fmt: skip
+        encoder = model.get_submodule(self.encoder)
+        device = encoder.conv1.weight.device
+        projector, encoder.proj = encoder.proj, torch.nn.Identity()  # the learner runs it, and may have sharded it
+        try:
+            with torch.no_grad():
+                states = model.get_audio_features(
+                    features.input_features.to(device), features.attention_mask.to(device), return_dict=True
+                ).last_hidden_state
+        finally:
+            encoder.proj = projector
+        lengths = [int(((n - 1) // 2 + 1 - 2) // 2 + 1) for n in features.attention_mask.sum(-1)]
+        return [part.clone() for part in states.split(lengths)]  # a view would keep its whole batch in memory
+
+
+FAMILIES = {family.name: family for family in (Family(), Qwen25Omni())}

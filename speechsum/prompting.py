@@ -6,6 +6,7 @@ it saw them; the learner trains on those ids and on the ids the engine sampled. 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,11 @@ class PromptBuilder:
         """From a checkpoint folder. Raises `UserError` when tokenizer and model do not belong together."""
         from transformers import AutoConfig, AutoTokenizer
 
-        builder = cls(AutoTokenizer.from_pretrained(checkpoint), family)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        legacy = Path(checkpoint) / "chat_template.json"
+        if tokenizer.chat_template is None and legacy.is_file():  # older checkpoints keep it where processors look
+            tokenizer.chat_template = json.loads(legacy.read_text(encoding="utf-8"))["chat_template"]
+        builder = cls(tokenizer, family)
         config = AutoConfig.from_pretrained(checkpoint)
         vocab = family.text_config(config).vocab_size
         if len(builder.tokenizer) > vocab:

@@ -300,6 +300,20 @@ def test_log_probs_need_no_stage_and_are_at_the_temperature_asked_for(make, file
     assert not np.allclose(*(np.concatenate(asked[0].logprobs([sample], t)) for t in (1.0, 0.7)))
 
 
+def test_log_probs_are_those_of_the_weights_just_loaded(make, files):
+    learner = make()
+    sample = group(learner, files)
+    before, adapter = np.concatenate(learner.logprobs([sample])), learner.adapter()
+    learner.load_adapter(ranks.moved(adapter))
+    other = np.concatenate(learner.logprobs([sample]))
+    learner.load_adapter(adapter | {n: t for n, t in ranks.moved(adapter).items() if "lora_" not in n})
+    projector_alone = np.concatenate(learner.logprobs([sample]))
+    learner.load_adapter(adapter)
+    np.testing.assert_array_equal(np.concatenate(learner.logprobs([sample])), before)
+    assert not np.allclose(other, before, atol=1e-3)
+    assert not np.allclose(projector_alone, before, atol=1e-3)
+
+
 def test_greedy_knows_the_likeliest_tokens(make, files, tiny_path):
     learner = make()
     prompt = learner.prompts.expand(learner.prompts.request_ids("budget"), 25)

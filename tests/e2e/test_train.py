@@ -1,0 +1,97 @@
+"""Whole runs on a tiny model: every part is the real one, in its own process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.train import run
+from speechsum.config import parse
+from speechsum.ledger import read_ledger
+from speechsum.metrics import describe
+from tests.processes import leftover_processes
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def finished(recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The run folder and summary of one whole run."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    summary = run(parse(recipe, "tiny"), folder, address=None, resume=False, overwrite=False)
+    return folder, summary
+
+
+def test_the_run_folder_keeps_its_contract(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, summary = finished
+    assert summary == json.loads((folder / "summary.json").read_text())
+    assert summary["stages"] == ["sft", "grpo"]
+    assert summary["steps"] == 5
+    assert summary["wall_s"] > 0
+    assert summary["peak_rss_gb"] > 0
+    for name in ("before", "after"):
+        evaluation = summary["eval"][name]
+        assert evaluation["n"] == 4
+        assert {"judge", "fact_recall", "wrong_audio_recall", "rougeL"} <= set(evaluation)
+    assert json.loads((folder / "config.json").read_text())["name"] == "tiny"
+    assert list((folder / "checkpoints").glob("step_*/MANIFEST.json"))
+
+
+def test_rollout_and_learner_agree_before_anything_is_trained(finished: tuple[Path, dict[str, Any]]) -> None:
+    parity = finished[1]["parity"]
+    assert parity["logprob_gap_mean"] < 1e-3  # float32 on both sides
+    assert parity["greedy_equal"] == 1.0
+
+
+def test_every_trajectory_is_trained_on_once_or_dropped_for_a_reason(finished: tuple[Path, dict[str, Any]]) -> None:
+    rows = read_ledger(finished[0]).to_pylist()
+    assert len({r["trajectory_id"] for r in rows}) == len(rows)
+    trained = [r for r in rows if r["group_step"] is not None]
+    assert len(trained) + sum(bool(r["drop_reason"]) for r in rows) == len(rows)
+    assert {r["group_step"] for r in trained} == {1, 2, 3}
+    assert all(np.isfinite(r["logprobs"]).all() and len(r["logprobs"]) == len(r["token_ids"]) for r in rows)
+
+
+def test_metrics_are_all_described_and_staleness_is_bounded(finished: tuple[Path, dict[str, Any]]) -> None:
+    lines = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
+    assert [(m["stage"], m["step"]) for m in lines] == [("sft", 1), ("sft", 2), ("grpo", 1), ("grpo", 2), ("grpo", 3)]
+    for line in lines:
+        for name in set(line) - {"time", "stage", "step"}:
+            describe(name)
+    assert max(m["buffer/staleness_max"] for m in lines[2:]) <= 1
+
+
+def test_the_export_loads_in_plain_transformers(finished: tuple[Path, dict[str, Any]]) -> None:
+    from transformers import AudioFlamingo3ForConditionalGeneration
+
+    model, info = AudioFlamingo3ForConditionalGeneration.from_pretrained(
+        finished[0] / "model", output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert model.config.architectures == ["AudioFlamingo3ForConditionalGeneration"]
+
+
+def test_nothing_is_left_running(finished: tuple[Path, dict[str, Any]]) -> None:
+    assert leftover_processes() == []
+
+
+def test_a_run_resumes_from_its_last_checkpoint(
+    finished: tuple[Path, dict[str, Any]], recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    """The last checkpoint is taken away, as if the run had died a step earlier; the rest is done again, no more."""
+    folder = tmp_path / "tiny"
+    shutil.copytree(finished[0], folder)
+    newest = sorted((folder / "checkpoints").glob("step_*"))[-1]
+    shutil.rmtree(newest)
+    summary = run(parse(recipe, "tiny"), folder, address=None, resume=True, overwrite=False)
+    assert summary["steps"] == 5
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(m["stage"], m["step"]) for m in lines][-1] == ("grpo", 3)
+    assert len(lines) == 5
+    assert summary["eval"]["before"] == finished[1]["eval"]["before"]
