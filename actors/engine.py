@@ -379,6 +379,7 @@ def _engine_arguments(
         "distributed_executor_backend": "uni",
         "disable_log_stats": True,
         "generation_config": "vllm",
+        "hf_overrides": {"head_dtype": "float32"},  # logits in bfloat16 alone cost 0.03 nats of agreement per token
     }
     if current_platform.is_cpu():
         arguments |= {"kv_cache_memory_bytes": int(config.kv_cache_gb * 2**30), "block_size": KV_BLOCK}

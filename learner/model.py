@@ -144,7 +144,7 @@ class SpeechPolicy(nn.Module):
 
     def _score(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Full-vocabulary logits of a chunk; recomputed in backward, so they never live together."""
-        logits = self.head(hidden).float() / temperature
+        logits = nn.functional.linear(hidden.float(), self.head.weight.float()) / temperature
         logprobs = logits.log_softmax(-1)
         with torch.no_grad():
             entropy = -(logprobs.exp() * logprobs).sum(-1)

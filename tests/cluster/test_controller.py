@@ -297,27 +297,38 @@ def random_judge(rng: Random, size: int, fails: int, equal: int) -> Judge:
     return lambda _: rewards(*[1.0] * size) if rng.randrange(10) < equal else [one() for _ in range(size)]
 
 
+def any_order(rng: Random, newest_first: bool) -> Callable[[dict[int, str]], list[int]]:
+    """Some calls, in some order; `newest_first` mostly the newest, so that what was begun first grows old."""
+
+    def finish(pending: dict[int, str]) -> list[int]:
+        if newest_first and rng.randrange(8):
+            return [max(pending)]
+        return rng.sample(sorted(pending), rng.randint(1, len(pending)))
+
+    return finish
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     rng=st.randoms(use_true_random=False),
     staleness=st.integers(0, 3),
     groups=st.integers(1, 4),
     size=st.integers(2, 3),
-    steps=st.integers(1, 4),
+    steps=st.integers(1, 5),
     per_request=st.integers(1, 5),
     rolls_failing=st.integers(0, 5),
     judgements_failing=st.integers(0, 5),
     equal=st.integers(0, 5),
+    newest_first=st.booleans(),
 )
 def test_staleness_is_bounded_and_every_group_is_accounted_for_in_any_order(
     rng: Random, staleness: int, groups: int, size: int, steps: int, per_request: int, rolls_failing: int,
-    judgements_failing: int, equal: int,
+    judgements_failing: int, equal: int, newest_first: bool,
 ) -> None:  # fmt: skip
     config = run_config(steps=steps, groups=groups, size=size, staleness=staleness, per_request=per_request)
     ports = FakePorts(
         config, random_judge(rng, size, judgements_failing, equal),
-        roll_fails=lambda: rng.randrange(10) < rolls_failing,
-        finish=lambda pending: rng.sample(sorted(pending), rng.randint(1, len(pending))), age=rng.randint,
+        roll_fails=lambda: rng.randrange(10) < rolls_failing, finish=any_order(rng, newest_first), age=rng.randint,
     )  # fmt: skip
     controller = controller_on(ports)
     reports: list[StepReport] = []
@@ -345,6 +356,49 @@ def test_nothing_is_generated_that_no_step_is_left_for(staleness: int, groups: i
     ports = FakePorts(run_config(steps=steps, groups=groups, staleness=staleness), ascending(2))
     assert len(list(controller_on(ports).run())) == steps
     assert len(ports.dispatched) == steps * groups
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seed=st.integers(0, 1000), staleness=st.integers(0, 3), groups=st.integers(1, 3),
+    per_request=st.integers(1, 4), stop=st.integers(1, 5),
+)  # fmt: skip
+def test_a_run_that_goes_on_after_any_step_uses_every_draw_once(
+    seed: int, staleness: int, groups: int, per_request: int, stop: int
+) -> None:
+    """What was in flight or in the buffer at the checkpoint is neither lost nor counted twice."""
+    config = run_config(steps=6, groups=groups, staleness=staleness, per_request=per_request)
+    rng = Random(seed)
+    judge = random_judge(rng, 2, fails=0, equal=2)
+    first = FakePorts(config, judge, finish=any_order(rng, newest_first=False))
+    controller = controller_on(first)
+    reports: list[StepReport] = []
+    for report in controller.run():
+        reports.append(report)
+        if report.step == stop:
+            break
+    assert len(controller.outstanding()) == controller.slots.held
+    second = FakePorts(config, judge, finish=any_order(rng, newest_first=False))
+    second.live = controller.version
+    resumed = controller_on(second, start=stop, version=controller.version)
+    resumed.stream.restore(controller.stream.state(controller.outstanding()))
+    reports += resumed.run()
+    used = Counter((row.epoch, row.prompt_id) for report in reports for row in report.ledger if row.sample == 0)
+    whole = PromptStream(resumed.stream._prompts, resumed.stream._seed).take(len(used))
+    assert used == Counter((draw.epoch, draw.prompt.id) for draw in whole)
+
+
+def test_a_stopped_stage_accounts_for_what_was_judged() -> None:
+    config = run_config(steps=2, groups=2, size=2, per_request=1, failures_allowed=0.3)
+    ports = FakePorts(config, lambda _: [Reward(1.0), FAILED])
+    controller = controller_on(ports)
+    with pytest.raises(RunError, match="50% of the last 8 judgements failed"):
+        list(controller.run())
+    rows = controller.abandon()
+    assert len(rows) == 8
+    assert {row.judge_failure for row in rows} == {"", "timeout: 60 s without an answer"}
+    assert {row.drop_reason for row in rows} == {"judge_failed"}
+    assert all(row.group_step is None for row in rows)
 
 
 # --- synchronous and not -------------------------------------------------------------------------------------------
@@ -384,16 +438,25 @@ def test_slots_of_dropped_groups_are_filled_while_the_learner_trains() -> None:
     assert "generate@0" in ports.calls[first_step:first_push]
 
 
-def test_a_group_that_outlived_the_bound_is_dropped_and_not_trained() -> None:
-    """The very first group comes back after everything else; by then its weights are three versions old."""
+@pytest.mark.parametrize("staleness", [1, 2, 3])
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_group_is_trained_up_to_the_bound_and_dropped_beyond_it(staleness: int, late: int) -> None:
+    """The very first group comes back when its weights are as old as is allowed, or one version older."""
+    order = ["step", "score", "generate"]
+
+    def finish(pending: dict[int, str]) -> list[int]:
+        held_back = 0 if ports.live < staleness + late else None
+        return [min(pending, key=lambda handle: (handle == held_back, order.index(pending[handle]), handle))]
+
     ports = FakePorts(
-        run_config(steps=5, groups=1, staleness=1, per_request=1), ascending(2),
-        finish=lambda pending: [max(pending)] if len(pending) > 1 and ports.live < 3 else [min(pending)],
+        run_config(steps=6, groups=1, staleness=staleness, per_request=1), ascending(2), finish=finish
     )  # fmt: skip
     controller = controller_on(ports)
     reports = list(controller.run())
-    assert Counter(ports.dropped.values()) == {"stale": 1}
-    assert sum(report.metrics.get("buffer/dropped_stale", 0) for report in reports) == 1
+    assert list(ports.dropped.values()) == ["stale"] * late
+    oldest = max(report.metrics["buffer/staleness_max"] for report in reports)
+    assert oldest <= staleness if late else oldest == staleness
+    assert sum(report.metrics.get("buffer/dropped_stale", 0) for report in reports) == late
     check_accounts(ports, reports, controller.window.ledger)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,8 @@ def _thinker(tokenizer) -> dict:
            for end, tag in (("start", "bos"), ("end", "eos"))}  # fmt: skip
     return {
         "model_type": "qwen2_5_omni_thinker", "text_config": text, "audio_config": audio, "vision_config": vision,
-        "audio_token_index": tokenizer.convert_tokens_to_ids("<|AUDIO|>"), "initializer_range": 0.3, **ids,
+        "audio_token_index": tokenizer.convert_tokens_to_ids("<|AUDIO|>"), "initializer_range": 0.3,
+        "vision_start_token_id": 3, **ids,
     }  # fmt: skip
 
 
@@ -69,7 +71,8 @@ def path(tmp_path_factory) -> Path:
     model = Qwen2_5OmniThinkerForConditionalGeneration(config.thinker_config)
     state = {f"thinker.{name}": tensor.clone() for name, tensor in model.state_dict().items()}
     config.save_pretrained(folder)
-    save_file(state | {"talker.model.norm.weight": torch.ones(4)}, folder / "model.safetensors", metadata={"format": "pt"})
+    state["talker.model.norm.weight"] = torch.ones(4)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save_pretrained(folder)
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": TEMPLATE}))
     WhisperFeatureExtractor(feature_size=128, chunk_length=10, return_attention_mask=True).save_pretrained(folder)
@@ -126,15 +129,24 @@ def test_states_do_not_depend_on_the_company(model, extractor):
 
 
 def test_encoding_never_runs_the_projector_and_puts_it_back(model, extractor):
-    projector = model.audio_tower.proj
-    handle = projector.register_forward_pre_hook(lambda *_: pytest.fail("the projector ran"))
-    try:
+    projector, layer = model.audio_tower.proj, model.audio_tower.layers[0]
+    with _refusing(projector):  # sharded over ranks it could not run here
         FAMILY.encode(model, extractor, [noise(0.5)])
-        with pytest.raises(Exception, match="float"):
-            FAMILY.encode(model, extractor, [np.array(["not a sound"] * 9)])
+    with _refusing(layer), pytest.raises(RuntimeError, match="must not run"):
+        FAMILY.encode(model, extractor, [noise(0.5)])
+    assert model.audio_tower.proj is projector
+
+
+@contextmanager
+def _refusing(module):
+    def refuse(*_):
+        raise RuntimeError("must not run")
+
+    handle = module.register_forward_pre_hook(refuse)
+    try:
+        yield
     finally:
         handle.remove()
-    assert model.audio_tower.proj is projector
 
 
 # --- the prompt ------------------------------------------------------------------------------------------------------
@@ -161,7 +173,8 @@ def sample(builder, states, sizes, instruction: str, seed: int) -> TrainingSampl
         Completion(read_only(rng.integers(4, 200, n), "int32"), read_only(np.zeros(n), "float32"), 0.0, 0)
         for n in sizes
     )
-    return TrainingSample("p", AudioRef("a"), builder.expand(builder.request_ids(instruction), len(states)), completions)
+    prompt = builder.expand(builder.request_ids(instruction), len(states))
+    return TrainingSample("p", AudioRef("a"), prompt, completions)
 
 
 def test_log_probs_are_those_of_transformers_own_forward(path, extractor):
@@ -172,7 +185,9 @@ def test_log_probs_are_those_of_transformers_own_forward(path, extractor):
     states = FAMILY.encode(ours, extractor, clips)
     assert policy.audio_width == WIDTH
     samples = [sample(builder, states[0], [5, 3], "sum up", 0), sample(builder, states[1], [4], "what was said?", 1)]
-    found, _ = policy(pack(samples, builder.end_id), torch.cat(states), builder.audio_id, 1.0, 4)
+    rows, audio = pack(samples, builder.end_id), torch.cat(states)
+    found, _ = policy(rows, audio, builder.audio_id, 1.0, 4)
+    deaf, _ = policy(rows, torch.zeros_like(audio), builder.audio_id, 1.0, 4)
     expected = []
     for group, clip in zip(samples, clips, strict=True):
         for completion in group.completions:
@@ -183,6 +198,7 @@ def test_log_probs_are_those_of_transformers_own_forward(path, extractor):
             logprobs = logits[0, len(group.prompt_ids) - 1 : -1].log_softmax(-1)
             expected.append(logprobs.gather(-1, torch.tensor(completion.token_ids.tolist())[:, None])[:, 0])
     torch.testing.assert_close(found.detach(), torch.cat(expected), atol=5e-5, rtol=1e-5)
+    assert float((found - deaf).detach().abs().max()) > 0.1
     found.sum().backward()
     assert float(policy.projector.weight.grad.abs().max()) > 0
 
