@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
+from cluster.stages import kind_of
 from learner.checkpoint import export_merged
 from speechsum.audio import AudioLimits
 from speechsum.config import STARTER, LoraConfig, RunConfig
-from speechsum.data import read_manifest
+from speechsum.data import ManifestError, PromptCheck, read_manifest
 from speechsum.errors import UserError
-from speechsum.families import FAMILIES
+from speechsum.families import FAMILIES, Family
 from speechsum.prompting import PromptBuilder
 from speechsum.starter import model as starter
 from speechsum.starter.speech import synthesize
@@ -59,60 +61,107 @@ def judge_checkpoint(path: str, say: Say, cache: Path | None = None) -> Path:
 def checkpoint_folder(path: str) -> Path:
     """A local Hugging Face checkpoint whose code is transformers' own. Raises `UserError` otherwise."""
     folder = Path(path)
-    config = folder / "config.json"
-    if not config.is_file():
-        raise UserError(f"{path!r} has no config.json; name a local folder in Hugging Face format")
-    try:
-        described = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{config} is not JSON ({error}); copy the checkpoint again") from None
+    described = _described(folder)
+    if "model_type" not in described or not list(folder.glob("*.safetensors")):
+        exported = folder / "model"
+        hint = f"did you mean {exported}?" if exported.is_dir() else "name a local folder in Hugging Face format"
+        raise UserError(f"{path!r} is no checkpoint (a model_type in config.json, *.safetensors beside it); {hint}")
     if "auto_map" in described:
         raise UserError(f"{path!r} needs code of its own (auto_map), which is not run; use a native checkpoint")
     return folder
+
+
+def family_of(folder: Path) -> Family:
+    """The family that a checkpoint says it is of. Raises `UserError` for one that is not among `FAMILIES`."""
+    model_type = _described(folder).get("model_type")
+    for family in FAMILIES.values():
+        if family.model_type == model_type:
+            return family
+    known = ", ".join(sorted(family.model_type for family in FAMILIES.values()))
+    raise UserError(f"{folder} is of type {model_type!r}, which speechsum does not train; it knows {known}")
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    config = folder / "config.json"
+    try:
+        described = json.loads(config.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {config} ({error.strerror}); name a folder in Hugging Face format") from None
+    except ValueError as error:
+        raise UserError(f"{config} is not JSON ({error}); copy the checkpoint again") from None
+    return described if isinstance(described, dict) else {}
 
 
 def adapter_file(name: str) -> Path | None:
     """The adapter to start from: none, one that comes with the starter, or an exported file."""
     if name == "none":
         return None
-    if name in STARTER_ADAPTERS:
-        return Path(str(resources.files("speechsum.starter") / f"{name}.safetensors"))
     path = Path(name)
+    if name in STARTER_ADAPTERS:
+        path = Path(str(resources.files("speechsum.starter") / f"{name}.safetensors"))
     if not path.is_file():
         known = ", ".join(("none", *STARTER_ADAPTERS))
         raise UserError(f"model.adapter = {name!r} is no file; use {known} or a .safetensors file")
     return path
 
 
+def all_prompts(config: RunConfig, checkpoint: Path, say: Say) -> tuple[list[Prompt], list[Prompt]]:
+    """Training and held-out prompts; what is wrong with either manifest is told at once, as one `UserError`."""
+    sides: list[list[Prompt]] = []
+    problems: list[str] = []
+    for read in (train_prompts, eval_prompts) if config.eval.clips else (train_prompts,):
+        try:
+            sides.append(read(config, checkpoint, say))
+        except ManifestError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    return sides[0], sides[1][: config.eval.clips] if config.eval.clips else []
+
+
 def train_prompts(config: RunConfig, checkpoint: Path, say: Say) -> list[Prompt]:
     """The training manifest, checked in one pass; starter speech is spoken on first use."""
     clips, seed = config.data.speech.train_clips, config.seed
-    return _prompts(config, config.data.train, checkpoint, say, clips=clips, seed=seed, held_out=False)
+    source = _speech(config, clips, seed, False, say) if config.data.train == STARTER else config.data.train
+    return _read(config, source, checkpoint, say, training_needs(config))
 
 
 def eval_prompts(config: RunConfig, checkpoint: Path, say: Say) -> list[Prompt]:
     """The held-out manifest; for the starter other sentence patterns and other voices."""
     clips, seed = config.data.speech.eval_clips, config.seed + EVAL_SEED_OFFSET
-    return _prompts(config, config.data.eval, checkpoint, say, clips=clips, seed=seed, held_out=True)
+    source = _speech(config, clips, seed, True, say) if config.data.eval == STARTER else config.data.eval
+    return _read(config, source, checkpoint, say, ("transcript",))
 
 
-def _prompts(
-    config: RunConfig, source: str, checkpoint: Path, say: Say, *, clips: int, seed: int, held_out: bool
-) -> list[Prompt]:
-    model, root = config.model, config.data.root
-    if source == STARTER:
-        root = None
-        source = str(_speech(config, clips, seed, held_out, say))
-    builder = PromptBuilder.load(checkpoint, FAMILIES[model.family])
+def training_needs(config: RunConfig) -> tuple[str, ...]:
+    """Texts without which a row teaches a stage of the recipe nothing."""
+    kinds = [kind_of(stage) for stage in config.stage]
+    needs = {"reference": any(k.completions == "data" for k in kinds), "transcript": any(k.scorer for k in kinds)}
+    return tuple(name for name, needed in needs.items() if needed)
+
+
+def prompt_check(config: RunConfig, checkpoint: Path, needs: Sequence[str]) -> PromptCheck:
+    """What `read_manifest` asks of every prompt: `needs` are there, and it fits the model's context."""
+    model, family = config.model, FAMILIES[config.model.family]
+    if (longest := family.longest_audio_s(checkpoint)) < model.max_audio_s:
+        raise UserError(f"model.max_audio_s = {model.max_audio_s:g}, but {checkpoint.name} takes {longest:g}; lower it")
+    builder = PromptBuilder.load(checkpoint, family)
+
+    def check(prompt: Prompt) -> str | None:
+        if missing := [name for name in needs if not getattr(prompt, name).strip()]:
+            return f"{' and '.join(missing)} missing or empty, which the recipe's stages need; fill in or drop the row"
+        return builder.problem(prompt, max_prompt_tokens=model.max_prompt_tokens, max_audio_s=model.max_audio_s)
+
+    return check
+
+
+def _read(config: RunConfig, source: str | Path, checkpoint: Path, say: Say, needs: Sequence[str]) -> list[Prompt]:
+    root = None if isinstance(source, Path) else config.data.root  # the starter's speech lies in a folder of its own
     say(f"checking {Path(source).name}: every row and recording")
     return read_manifest(
-        source,
-        root=root,
-        limits=AudioLimits(max_s=model.max_audio_s),
-        check_prompt=lambda p: builder.problem(
-            p, max_prompt_tokens=model.max_prompt_tokens, max_audio_s=model.max_audio_s
-        ),
-    )
+        source, root=root, limits=AudioLimits(max_s=config.model.max_audio_s),
+        check_prompt=prompt_check(config, checkpoint, needs),
+    )  # fmt: skip
 
 
 def _speech(config: RunConfig, clips: int, seed: int, held_out: bool, say: Say, cache: Path | None = None) -> Path:

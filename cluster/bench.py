@@ -25,7 +25,7 @@ from cluster.run_folder import RunFolder
 from cluster.runtime import ray_session
 from speechsum.audio import SAMPLE_RATE, AudioLimits, load_audio
 from speechsum.batching import make_batch
-from speechsum.config import OptimizerConfig, RunConfig, SftLoss, load_recipe, parse
+from speechsum.config import STANDALONE, OptimizerConfig, RunConfig, SftLoss, load_recipe, parse
 from speechsum.data import Draw
 from speechsum.errors import UserError
 from speechsum.families import FAMILIES
@@ -49,20 +49,17 @@ def run(run_dir: Path | None, only: str | None) -> dict[str, Any]:
     if only is not None and only not in benches:
         raise UserError(f"--only {only!r} is no benchmark; choose from {', '.join(benches)}")
     folder = RunFolder.open(run_dir) if run_dir else None
-    config = parse(json.loads(folder.config.read_text()), str(folder.config)) if folder else _default_config()
+    summary = folder.read_summary() if folder else {}
+    config = parse(json.loads(folder.config.read_text()), str(folder.config)) if folder else load_recipe(STANDALONE)
     figures: dict[str, Any] = {}
     with MemoryWatch() as memory, ray_session(None, memory, _say):
         for name in [only] if only else list(benches):
             _say(f"measuring {name}")
             figures[name] = benches[name](config)
             _print(name, figures[name])
-    if folder and folder.summary.exists():
-        folder.write_summary(_merged(folder.read_summary(), figures))
+    if folder:
+        folder.write_summary(_merged(summary, figures))
     return figures
-
-
-def _default_config() -> RunConfig:
-    return load_recipe(Path(__file__).parent.parent / "recipes" / "demo.toml")
 
 
 def _merged(summary: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:

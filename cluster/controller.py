@@ -154,6 +154,18 @@ class Controller:
         completion = Completion(self.ports.completion_ids(prompt.reference), read_only([], "float32"), 0.0, 0)
         return TrainingSample(prompt.id, prompt.audio, request, (completion,))
 
+    def outstanding(self) -> list[Draw]:
+        """Draws between dispatch and training, oldest first: what a checkpoint must not count as used."""
+        leases = [lease for _, under_way in self._under_way.values() for lease in under_way]
+        leases += [ready.lease for ready in self._buffer]
+        return [lease.draw for lease in sorted(leases, key=lambda lease: lease.number)]
+
+    def abandon(self) -> list[LedgerRow]:
+        """The accounts of a stage that ends before its time: what was judged since the last step."""
+        for ready in (*self._buffer, *(self._training[1] if self._training else ())):
+            self._record(ready, drop="stopped")
+        return self.window.ledger
+
     # --- dispatch and collect -----------------------------------------------------------------------------------
 
     def _dispatch(self) -> None:
@@ -200,7 +212,6 @@ class Controller:
         for judgement in scored.judgements:
             self.window.judged(judgement)
             self._last_judgements.append(judgement.kind if isinstance(judgement, JudgeFailure) else None)
-        self._stop_if_judge_fails()
         rewards = [j.value if isinstance(j, Reward) else None for j in scored.judgements]
         scale = self.stage.loss.scale_by_std if self.stage.loss.kind == "grpo" else True
         ready = Ready(lease, scored, tuple(group_advantages(rewards, scale_by_std=scale)))
@@ -208,6 +219,7 @@ class Controller:
             self._discard(ready, reason)
         else:
             self._buffer.append(ready)
+        self._stop_if_judge_fails()
 
     def _drop(self, lease: Lease, reason: str) -> None:
         """A group leaves without being trained on, and its slot is free."""

@@ -97,11 +97,15 @@ class Evaluator:
         return [g.trajectories[0].text for g in rolled if isinstance(g, TrajectoryGroup)]
 
 
-def evaluate_checkpoint(checkpoint: Path, data: Path, out: Path, config: RunConfig) -> None:
-    """`speechsum eval`: one checkpoint on one manifest; writes the means, intervals and summaries as JSON to `out`."""
+def evaluate_checkpoint(checkpoint: Path, data: Path, out: Path, config: RunConfig, clips: int | None = None) -> None:
+    """`speechsum eval`: one checkpoint on one manifest (its first `clips` rows), or on the starter's held-out speech.
+
+    Writes the means, intervals and summaries as JSON to `out`.
+    """
     folder = assets.checkpoint_folder(str(checkpoint))
-    config = config.model_copy(update={"data": config.data.model_copy(update={"eval": str(data)})})
-    prompts = assets.eval_prompts(config, folder, print)[: config.eval.clips]
+    model = config.model.model_copy(update={"family": assets.family_of(folder).name})
+    config = config.model_copy(update={"model": model, "data": config.data.model_copy(update={"eval": str(data)})})
+    prompts = assets.eval_prompts(config, folder, print)[:clips]
     judge_path = assets.judge_checkpoint(config.judge.path, print) if config.judge.kind == "likelihood" else None
     with MemoryWatch() as memory, ray_session(None, memory, print):
         rollout, judge = RolloutPool(config, folder), JudgePool(config, judge_path)

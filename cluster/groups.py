@@ -19,7 +19,7 @@ from actors.rollout import Rolled, RolloutActor
 from learner.worker import LearnerWorker
 from speechsum.config import RunConfig, StageConfig
 from speechsum.data import Draw
-from speechsum.errors import RunError
+from speechsum.errors import RunError, UserError
 from speechsum.types import (
     Batch,
     JudgeTask,
@@ -62,9 +62,17 @@ def fetch(refs: Any, timeout_s: float | None = None) -> Any:
     except ray.exceptions.GetTimeoutError:
         raise RunError(f"an actor did not answer within {timeout_s:.0f} s; see the Ray logs of the run") from None
     except ray.exceptions.RayActorError as error:
-        raise RunError(f"an actor died: {str(error).splitlines()[0]}") from error
+        raise RunError(f"an actor died: {_last_line(error)}") from error
     except ray.exceptions.RayTaskError as error:
-        raise error.as_instanceof_cause() from None
+        if isinstance(error.cause, UserError | RunError):
+            raise error.cause from None
+        raise RunError(f"an actor failed: {type(error.cause).__name__}: {_last_line(error.cause)}") from error
+
+
+def _last_line(error: BaseException) -> str:
+    """Where Ray's texts, which quote whole tracebacks, say what went wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else "no message"
 
 
 class LearnerGroup:

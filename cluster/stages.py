@@ -10,14 +10,14 @@ from speechsum.config import StageConfig
 
 @dataclass(frozen=True)
 class StageKind:
-    """One row of the table. `completions`: the data's references or the student's own; `scorer`: nobody or a judge."""
+    """One row of the table. `completions`: the data's references or the student's own; `scorer`: a judge or nobody."""
 
     completions: Literal["data", "rollout"]
-    scorer: Literal["nobody", "judge"]
+    scorer: Literal["judge"] | None
 
 
 STAGES = {
-    "sft": StageKind(completions="data", scorer="nobody"),
+    "sft": StageKind(completions="data", scorer=None),
     "grpo": StageKind(completions="rollout", scorer="judge"),
 }
 

@@ -9,8 +9,7 @@ from actors.rollout import BASE_VERSION, Rollout, RolloutFailure
 from cluster import assets
 from speechsum.audio import AudioLimits
 from speechsum.config import EngineConfig, ModelConfig
-from speechsum.errors import RunError
-from speechsum.families import FAMILIES
+from speechsum.errors import RunError, UserError
 from speechsum.prompting import PromptBuilder
 from speechsum.types import AudioRef, Prompt, SamplingParams
 
@@ -24,10 +23,12 @@ def summarize(
     """A row with `audio` and `summary` for each recording, in order, as soon as its batch is done."""
     from actors.engine import Engine
 
-    model = ModelConfig()
     folder = assets.checkpoint_folder(str(checkpoint)) if checkpoint else assets.aligned_starter(lambda text: None)
-    builder = PromptBuilder.load(folder, FAMILIES[model.family])
-    builder.request_ids(instruction)  # a bad instruction is told before the engine loads
+    builder = PromptBuilder.load(folder, assets.family_of(folder))
+    request = Prompt("request", AudioRef(""), instruction)
+    model = ModelConfig()
+    if problem := builder.problem(request, max_prompt_tokens=model.max_prompt_tokens, max_audio_s=model.max_audio_s):
+        raise UserError(problem)
     rollout = Rollout(Engine(folder, EngineConfig()), builder, AudioLimits(max_s=model.max_audio_s))
     sampling = SamplingParams(n=1, temperature=0.0, max_tokens=max_tokens)
     try:

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from actors.endpoint import Endpoint
 from cluster import assets, preflight
 from cluster.controller import Controller, StepReport
 from cluster.evaluate import Evaluator
@@ -33,8 +34,9 @@ def run(config: RunConfig, run_dir: Path, *, address: str | None, resume: bool, 
 
     Raises `UserError` for what the user can mend, before any model loads; `RunError` when the run cannot go on.
     """
-    started = time.monotonic()
     folder = RunFolder.create(run_dir, config, resume=resume, overwrite=overwrite)
+    if resume and folder.summary.exists():
+        return folder.read_summary()  # nothing is left to do
     with Watch(folder, config) as watch, MemoryWatch() as memory:
         plan = make_plan(config, folder, watch, resume)
         with ray_session(address, memory, watch.status):
@@ -43,7 +45,6 @@ def run(config: RunConfig, run_dir: Path, *, address: str | None, resume: bool, 
                 summary = Training(config, plan, crew, folder, watch, memory).run()
             finally:
                 crew.close()
-    summary |= {"wall_s": time.monotonic() - started, "peak_rss_gb": memory.peak_gb}
     folder.write_summary(summary)
     return summary
 
@@ -64,8 +65,9 @@ def make_plan(config: RunConfig, folder: RunFolder, watch: Watch, resume: bool) 
     """All inputs of a run; every problem of the data is told here, at once."""
     adapter = assets.adapter_file(config.model.adapter)
     checkpoint = assets.student_checkpoint(config.model.path, watch.status)
-    train = assets.train_prompts(config, checkpoint, watch.status)
-    held_out = assets.eval_prompts(config, checkpoint, watch.status)[: config.eval.clips] if config.eval.clips else []
+    train, held_out = assets.all_prompts(config, checkpoint, watch.status)
+    if config.judge.kind == "rubric":
+        Endpoint(config.judge.endpoint)  # refuses an address that is none before anything loads
     needs_judge = config.judge.kind == "likelihood" and samples_from_student(config)
     judge = assets.judge_checkpoint(config.judge.path, watch.status) if needs_judge else None
     return Plan(checkpoint, judge, adapter, train, held_out, newest_checkpoint(folder.checkpoints) if resume else None)
@@ -117,7 +119,8 @@ class Crew:
 class Progress:
     """How far the run is: what a checkpoint keeps besides weights and optimizer.
 
-    `stage` and `step` say what comes next, `version` numbers the weights, `stream` is the position in the data.
+    `stage` and `step` say what comes next, `version` numbers the weights, `stream` is the position in the data,
+    `ledger_parts` how much of the ledger belongs to it. The figures are of the whole run, over all its sessions.
     """
 
     stage: int = 0
@@ -125,7 +128,12 @@ class Progress:
     version: int = 0
     total_steps: int = 0
     stream: dict[str, Any] | None = None
+    ledger_parts: int = 0
     evaluations: dict[str, Any] = field(default_factory=dict)
+    parity: dict[str, float] | None = None
+    sync: dict[str, float] | None = None
+    wall_s: float = 0.0
+    peak_rss_gb: float = 0.0
 
 
 class Training:
@@ -143,12 +151,12 @@ class Training:
             builder, crew.learner, crew.rollout, crew.judge, run_id=folder.path.name, mode=PushMode(config.rollout.sync)
         )
         self.progress = Progress()
+        self._counted_until = time.monotonic()
 
     def run(self) -> dict[str, Any]:
         """Restore, push the first weights, check agreement, evaluate, train every stage, evaluate, export."""
         self._restore()
-        summary: dict[str, Any] = {"stages": [s.name for s in self.config.stage], "rollout_vs_vllm": None}
-        summary |= self._first_push()
+        self._first_push()
         self._evaluate("before")
         for index, stage in enumerate(self.config.stage):
             if index >= self.progress.stage:
@@ -156,12 +164,30 @@ class Training:
         self._evaluate("after")
         self.watch.status("exporting the trained model")
         self.crew.learner.export(self.folder.path / "model")
-        return summary | {"steps": self.progress.total_steps, "eval": self._compared()}
+        return self._summary()
+
+    def _summary(self) -> dict[str, Any]:
+        """What `summary.json` holds; `speechsum bench` adds to it."""
+        self._count_costs()
+        progress = self.progress
+        return {
+            "stages": [s.name for s in self.config.stage], "steps": progress.total_steps, "wall_s": progress.wall_s,
+            "peak_rss_gb": progress.peak_rss_gb, "eval": self._compared(), "parity": progress.parity,
+            "rollout_vs_vllm": None, "sync": progress.sync,
+        }  # fmt: skip
+
+    def _count_costs(self) -> None:
+        """Add the time since the last count, and the memory's peak."""
+        now = time.monotonic()
+        self.progress.wall_s += now - self._counted_until
+        self._counted_until = now
+        self.progress.peak_rss_gb = max(self.progress.peak_rss_gb, self.memory.peak_gb)
 
     def _restore(self) -> None:
         """Weights, optimizer and position from the newest checkpoint; or the recipe's adapter, at the beginning."""
         learner, newest = self.crew.learner, self.plan.resume_from
         if newest is None:
+            self._forget_after(self.config.stage[0].name, 0)
             if self.plan.adapter:
                 learner.load_adapter(self.plan.adapter)
             return
@@ -171,14 +197,19 @@ class Training:
         learner.restore(newest)
         if self.progress.stream:
             self.stream.restore(self.progress.stream)
-        if self.progress.stage < len(self.config.stage):
-            self.watch.rewind(stage.name, self.progress.step)
+        done = self.progress.stage == len(self.config.stage)
+        self._forget_after(stage.name, stage.steps if done else self.progress.step)
         self.watch.note(f"resuming from {newest.name}: {self.progress.total_steps} steps are done")
 
-    def _first_push(self) -> dict[str, Any]:
+    def _forget_after(self, stage: str, step: int) -> None:
+        """Cut off what a killed run recorded of steps that will be done again: each is told once."""
+        self.watch.rewind(stage, step)
+        self.ledger.rewind(self.progress.ledger_parts)
+
+    def _first_push(self) -> None:
         """Rollouts get the learner's weights, and both must agree on the same tokens before anything is trained."""
         if self.crew.rollout is None:
-            return {"parity": None, "sync": None}
+            return
         self.watch.status("pushing the first weights")
         sync = self.ports.push(self.progress.version)
         self.watch.status("preflight: do rollout and learner agree?")
@@ -186,13 +217,14 @@ class Training:
         parity = preflight.measure(
             self.crew.rollout, self.crew.learner, prompts,
             max_tokens=self.config.rollout.max_tokens, version=self.progress.version,
+            temperature=self.config.rollout.temperature or 1.0,
         )  # fmt: skip
         self.watch.note(
             f"preflight: |rollout - learner| = {parity['logprob_gap_mean']:.4f} nats per token "
             f"(limit {self.config.preflight.max_logprob_gap}), greedy tokens equal: {parity['greedy_equal']:.0%}"
         )
         preflight.check(self.config.preflight, parity)
-        return {"parity": parity, "sync": sync}
+        self.progress.parity, self.progress.sync = self.progress.parity or parity, self.progress.sync or sync
 
     def _evaluate(self, name: str) -> None:
         """Held-out evaluation of the weights that the pool serves now, unless a resumed run has it already."""
@@ -215,18 +247,24 @@ class Training:
         progress = self.progress
         if not progress.step:
             self.crew.learner.begin_stage(stage)
+        self.watch.status(f"training: {stage.name}")
         self.watch.stage(stage.name, stage.steps, progress.step)
         controller = Controller(
             self.config, stage, self.ports, self.stream,
             run_id=self.ports.run_id, start=progress.step, version=progress.version,
         )  # fmt: skip
-        for report in controller.run():
-            self._record(stage, report)
-            done = report.step == stage.steps
-            progress.stage, progress.step = (index + 1, 0) if done else (index, report.step)
-            progress.version, progress.total_steps = controller.version, progress.total_steps + 1
-            if done or report.step % stage.checkpoint_every == 0:
-                self._save()
+        try:
+            for report in controller.run():
+                self._record(stage, report)
+                done = report.step == stage.steps
+                progress.stage, progress.step = (index + 1, 0) if done else (index, report.step)
+                progress.version, progress.total_steps = controller.version, progress.total_steps + 1
+                if done or report.step % stage.checkpoint_every == 0:
+                    self._save(controller)
+        except BaseException:  # an interrupt too: its last judgements say why a run stopped
+            self.ledger.record(controller.abandon())
+            self.ledger.flush()
+            raise
         if self.ports.rollout and kind_of(stage).completions == "data":
             self.ports.push(progress.version)
 
@@ -235,10 +273,12 @@ class Training:
         self.watch.samples([_sample_row(g) for g in report.groups], report.step)
         self.ledger.record(report.ledger)
 
-    def _save(self) -> None:
-        """Ledger and checkpoint together, so that neither knows of a step that the other does not."""
+    def _save(self, controller: Controller) -> None:
+        """Everything a resumed run needs; what the ledger holds beyond it is cut off again then."""
         self.ledger.flush()
-        self.progress.stream = self.stream.state()
+        self._count_costs()
+        self.progress.ledger_parts = self.ledger.parts
+        self.progress.stream = self.stream.state(controller.outstanding())
         self.crew.learner.save(self.folder.checkpoints, self.progress.total_steps, {"progress": asdict(self.progress)})
 
 

@@ -243,13 +243,13 @@ class Learner:
     def _augmented(self, ref: AudioRef) -> np.ndarray:
         seed = [self.config.seed, self.optimizer_step, *ref.key.encode()]
         clip = load_audio(ref, self.limits)
-        return augment_audio(clip, self.config.data.augment, np.random.default_rng(seed), self.limits)
+        return augment_audio(clip, self.config.data.augment, np.random.default_rng(seed))
 
     # --- weights and state --------------------------------------------------------------------------------------
 
     def adapter(self) -> dict[str, Tensor]:
-        """Trainable tensors in full, float32, under the names that they travel by. A gather on all ranks."""
-        return {name: _full(p.detach()).clone() for name, p in self.parameters.items()}
+        """Trainable tensors in full, float32, on the CPU, by the names they travel under. A gather on all ranks."""
+        return {name: _full(p.detach()).to("cpu", copy=True) for name, p in self.parameters.items()}
 
     def load_adapter(self, tensors: dict[str, Tensor]) -> None:
         """Replace the trainable tensors; names and shapes must match exactly."""
@@ -272,7 +272,7 @@ class Learner:
         """AdamW's moments in full, as `moment:name`; empty before the first step."""
         state = self.optimizer.state
         return {
-            f"{moment}:{name}": _full(state[p][moment]).clone()
+            f"{moment}:{name}": _full(state[p][moment]).to("cpu", copy=True)
             for name, p in self.parameters.items() for moment in MOMENTS if p in state
         }  # fmt: skip
 

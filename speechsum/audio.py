@@ -379,36 +379,17 @@ def _resample(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     return resampled
 
 
-def augment_audio(
-    samples: np.ndarray, config: AugmentConfig, rng: np.random.Generator, limits: AudioLimits = DEFAULT_LIMITS
-) -> np.ndarray:
-    """Speed, then noise, then gain, each drawn uniformly from its range; a new read-only array [samples].
+def augment_audio(samples: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
+    """Noise, then gain, each drawn uniformly from its range; a new read-only array of the same length [samples].
 
-    The same generator state gives the same samples. The speed drawn is moved as little as keeps the result within
-    `limits`, and a result beyond full scale is scaled back: augmentation must not make a clip that would be refused.
+    The same generator state gives the same samples. A result beyond full scale is scaled back: augmentation must not
+    make a clip that would be refused.
     """
-    if config.speed is not None:
-        samples = _change_speed(samples, _draw("speed", config.speed, rng), limits)
     if config.noise_snr_db is not None:
-        samples = _add_noise(samples, _draw("noise_snr_db", config.noise_snr_db, rng), rng)
+        samples = _add_noise(samples, rng.uniform(*config.noise_snr_db), rng)
     if config.gain_db is not None:
-        samples = _change_gain(samples, _draw("gain_db", config.gain_db, rng))
+        samples = _change_gain(samples, rng.uniform(*config.gain_db))
     return read_only(samples, "float32")
-
-
-def _draw(key: str, bounds: tuple[float, float], rng: np.random.Generator) -> float:
-    low, high = bounds
-    if not (math.isfinite(low) and math.isfinite(high) and low <= high) or (key == "speed" and low <= 0):
-        raise UserError(f"data.augment.{key} = {list(bounds)} is not a range; write [low, high], speeds above 0")
-    return float(rng.uniform(low, high))
-
-
-def _change_speed(samples: np.ndarray, factor: float, limits: AudioLimits) -> np.ndarray:
-    """Tempo and pitch together, in whole percent: other ratios would need huge filter banks."""
-    slowest = math.ceil(100 * len(samples) / (limits.max_s * SAMPLE_RATE))
-    fastest = math.floor(100 * len(samples) / (limits.min_s * SAMPLE_RATE))
-    percent = max(slowest, min(fastest, round(100 * factor)), 1)
-    return _resample(samples, percent, 100)
 
 
 def _add_noise(samples: np.ndarray, snr_db: float, rng: np.random.Generator) -> np.ndarray:

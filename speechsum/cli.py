@@ -23,8 +23,8 @@ from speechsum.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from speechsum.config import RunConfig
+    from speechsum.data import PromptCheck
 
-STANDALONE = Path(__file__).with_name("standalone.toml")
 DEFAULT_INSTRUCTION = "Summarize what is said in one sentence."
 INTERRUPTED = 130
 
@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _complain(str(error), 2)
     except RunError as error:
-        return _complain(str(error), 1)
+        cause = f" (the whole story in {_write_traceback(options)})" if error.__cause__ else ""
+        return _complain(f"{error}{cause}", 1)
     except KeyboardInterrupt:
         print(f"\nspeechsum: stopped; {_how_to_go_on(options)}", file=sys.stderr)
         return INTERRUPTED
@@ -224,13 +225,17 @@ def _data_synth(options: argparse.Namespace) -> int:
 def _data_check(options: argparse.Namespace) -> int:
     from speechsum.audio import AudioLimits
     from speechsum.config import ModelConfig, load_recipe
-    from speechsum.data import read_manifest
+    from speechsum.data import ManifestError, read_manifest
 
     recipe = load_recipe(options.recipe) if options.recipe else None
     root = options.root or (recipe.data.root if recipe else None)
     model = recipe.model if recipe else ModelConfig()
     limits = AudioLimits(max_s=options.max_audio_s or model.max_audio_s)
-    prompts = read_manifest(options.manifest, root=root, limits=limits)
+    check = _prompt_check(recipe) if recipe else None
+    try:
+        prompts = read_manifest(options.manifest, root=root, limits=limits, check_prompt=check)
+    except ManifestError as error:
+        raise UserError(error.text(shown=None)) from None
     recordings = len({prompt.audio.key for prompt in prompts})
     known = ", ".join(
         f"{sum(bool(getattr(prompt, name)) for prompt in prompts)} with {name}"
@@ -238,6 +243,14 @@ def _data_check(options: argparse.Namespace) -> int:
     )
     print(f"{options.manifest}: {len(prompts)} rows are fine ({recordings} recordings; {known})")
     return 0
+
+
+def _prompt_check(recipe: RunConfig) -> PromptCheck:
+    """What `train` would ask of each row of the recipe's training data."""
+    from cluster import assets
+
+    checkpoint = assets.student_checkpoint(recipe.model.path, lambda text: print(text, file=sys.stderr))
+    return assets.prompt_check(recipe, checkpoint, assets.training_needs(recipe))
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -267,27 +280,28 @@ def _refuse_early(config: RunConfig, options: argparse.Namespace) -> None:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from speechsum.config import load_recipe
+    from speechsum.config import STANDALONE, load_recipe
 
     overrides = list(options.override)
-    overrides += [] if options.clips is None else [f"eval.clips={options.clips}"]
     overrides += [] if options.judge_path is None else [f"judge.path={json.dumps(options.judge_path)}"]
     config = load_recipe(STANDALONE, overrides)
     _must_exist(options.checkpoint, "--checkpoint")
     _must_exist(options.data, "--data")
+    _must_be_writable(options.out, "--out")
     _calm_threads()
     from cluster.evaluate import evaluate_checkpoint
 
-    evaluate_checkpoint(options.checkpoint, options.data, options.out, config)
+    evaluate_checkpoint(options.checkpoint, options.data, options.out, config, options.clips)
     print(f"wrote {options.out}")
     return 0
 
 
 def _judge_score(options: argparse.Namespace) -> int:
-    from speechsum.config import load_recipe
+    from speechsum.config import STANDALONE, load_recipe
 
     config = load_recipe(options.recipe or STANDALONE, options.override)
     _must_exist(options.input, "--input")
+    _must_be_writable(options.output, "--output")
     _calm_threads()
     from cluster.score import score_file
 
@@ -340,8 +354,15 @@ def _check_recordings(paths: Sequence[Path]) -> None:
 
 
 def _must_exist(path: Path, option: str) -> None:
-    if not path.exists():
+    if not os.path.exists(path):  # unlike pathlib's, it takes a name that is too long for a missing one
         raise UserError(f"{option}: there is nothing at {path}; correct the path")
+
+
+def _must_be_writable(path: Path, option: str) -> None:
+    """Told before the work whose result would be lost."""
+    folder = next(parent for parent in path.absolute().parents if os.path.exists(parent))
+    if os.path.isdir(path) or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"{option}: {path} cannot be written; name a file in a folder that can")
 
 
 def _calm_threads() -> None:

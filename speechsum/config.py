@@ -18,6 +18,9 @@ from speechsum.errors import UserError
 
 STARTER = "starter"
 
+STANDALONE = Path(__file__).with_name("standalone.toml")
+"""The recipe of the commands that take none."""
+
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -25,7 +28,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 class Section(BaseModel):
     """Base of every table: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
 class LoraConfig(Section):
@@ -56,12 +59,18 @@ class ModelConfig(Section):
 class AugmentConfig(Section):
     """Train-time audio augmentation by torchaudio, in SFT stages only; all off by default.
 
-    Units: noise as dB of signal to noise, gain in dB. Speed is not offered: prompts count audio tokens beforehand.
+    Ranges [low, high] that are drawn from uniformly: noise as dB of signal to noise, gain in dB.
     """
 
-    speed: None = None
     noise_snr_db: tuple[float, float] | None = None
     gain_db: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _ranges_have_two_ends(self) -> Self:
+        for name, bounds in (("noise_snr_db", self.noise_snr_db), ("gain_db", self.gain_db)):
+            if bounds is not None and bounds[0] > bounds[1]:
+                raise ValueError(f"data.augment.{name} = {list(bounds)} is no range; write [low, high]")
+        return self
 
 
 class SpeechConfig(Section):
@@ -204,8 +213,6 @@ class StageConfig(Section):
     groups_per_step: Positive = 8
     group_size: Positive = 1
     max_staleness: Annotated[int, Field(ge=0)] = 0
-    min_batch_fraction: Fraction = 0.5
-    requests: tuple[str, ...] | None = None
     loss: Annotated[SftLoss | GrpoLoss, Field(discriminator="kind")]
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint_every: Positive = 50
@@ -263,6 +270,10 @@ class RunConfig(Section):
         names = [s.name for s in self.stage]
         if len(set(names)) != len(names):
             raise ValueError(f"stage names must differ, got {names}")
+        if self.rollout.temperature == 0 and any(s.group_size > 1 for s in self.stage):
+            raise ValueError("rollout.temperature = 0 makes all completions of a group alike; set it above 0")
+        if (self.learner.backend == "nccl") != (self.learner.gpus_per_rank > 0):
+            raise ValueError("learner.backend = 'nccl' goes with learner.gpus_per_rank > 0, 'gloo' with 0; change one")
         needed = self.model.max_prompt_tokens + max(self.rollout.max_tokens, self.eval.max_tokens)
         if needed > self.rollout.engine.max_model_len:
             raise ValueError(
@@ -284,6 +295,8 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> RunConf
         raise UserError(f"no recipe at {path}; `ls recipes` shows those that come with speechsum") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; name a recipe file such as recipes/demo.toml") from None
+    except OSError as error:
+        raise UserError(f"cannot read the recipe {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
     for override in overrides or []:
@@ -296,7 +309,8 @@ def parse(tree: dict[str, Any], source: str) -> RunConfig:
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        problems = "; ".join(_explain(e) for e in error.errors())
+        errors = [e for e in error.errors() if e["type"] != "too_short" or error.error_count() == 1]
+        problems = "; ".join(_explain(e) for e in errors)
         raise UserError(f"{source}: {problems}") from None
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,7 +30,6 @@ from speechsum.types import AudioRef, Prompt
 REQUIRED = ("id", "audio", "instruction")
 OPTIONAL_TEXT = ("transcript", "reference", "licence")
 LISTS = ("facts", "clip_facts")
-REQUEST = "request"
 
 SHOWN_PROBLEMS = 20
 BATCH_ROWS = 64
@@ -57,19 +57,20 @@ class ManifestError(UserError):
         self.path = path
         self.problems = list(problems)
         self.counting = counting
-        super().__init__(self._text())
+        super().__init__(self.text())
 
     def __reduce__(self) -> tuple[type[ManifestError], tuple[str, list[RowProblem], str]]:
         return type(self), (self.path, self.problems, self.counting)
 
-    def _text(self) -> str:
+    def text(self, shown: int | None = SHOWN_PROBLEMS) -> str:
+        """The problems, a line each; the first `shown` of them, or all."""
         if len(self.problems) == 1 and self.problems[0].row is None:
             return f"{self.path}: {self.problems[0].message}"
         base = "lines from 1" if self.counting == "line" else "rows from 0"
         lines = [f"{self.path}: {len(self.problems)} problem(s), {base}:"]
-        lines += [f"  {self._where(p)}: {p.message}" for p in self.problems[:SHOWN_PROBLEMS]]
-        if len(self.problems) > SHOWN_PROBLEMS:
-            lines.append(f"  and {len(self.problems) - SHOWN_PROBLEMS} more")
+        lines += [f"  {self._where(p)}: {p.message}" for p in self.problems[:shown]]
+        if more := len(self.problems[shown or len(self.problems) :]):
+            lines.append(f"  and {more} more; `speechsum data check` lists them all")
         return "\n".join(lines)
 
     def _where(self, problem: RowProblem) -> str:
@@ -99,22 +100,21 @@ def read_manifest(
     limits: AudioLimits = DEFAULT_LIMITS,
     check_audio: bool = True,
     check_prompt: PromptCheck | None = None,
-    requests: Sequence[str] | None = None,
 ) -> list[Prompt]:
     """Read a Parquet or JSONL manifest, or raise one `ManifestError` that lists all that is wrong with it.
 
     Audio paths are relative to `root` (default: the manifest's folder) and must stay inside it. `check_audio` decodes
     every recording once; without it a bad one is found by whoever opens it. `check_prompt` may return what is wrong
-    with a prompt. `requests` keeps only rows whose `request` column is one of them; other rows are not checked.
+    with a prompt.
     """
     path = Path(path)
     folder = os.path.realpath(path.parent if root is None else root)
-    reader = _Reader(path, folder, limits, check_audio, check_prompt, requests)
+    reader = _Reader(path, folder, limits, check_audio, check_prompt)
     prompts: list[Prompt] = []
     try:
         if root is not None and not os.path.isdir(folder):
             raise _Unusable(f"the data root {root} is not a folder; correct data.root")
-        prompts = reader.read(_rows(path, REQUIRED if requests is None else (*REQUIRED, REQUEST)))
+        prompts = reader.read(_rows(path))
     except _Unusable as error:
         reader.problems.append(RowProblem(None, "", "", str(error)))
     if reader.problems:
@@ -130,7 +130,7 @@ def _counting(path: Path) -> str:
 # --- the two formats -----------------------------------------------------------------------------------------------
 
 
-def _rows(path: Path, required: Sequence[str]) -> Iterator[_Row]:
+def _rows(path: Path) -> Iterator[_Row]:
     if not path.exists():
         raise _Unusable("there is no such manifest; correct data.train or data.eval")
     if not path.is_file():
@@ -138,7 +138,7 @@ def _rows(path: Path, required: Sequence[str]) -> Iterator[_Row]:
     if path.suffix == ".jsonl":
         return _jsonl_rows(path)
     if path.suffix == ".parquet":
-        return _parquet_rows(path, required)
+        return _parquet_rows(path)
     raise _Unusable(f"has the ending {path.suffix!r}; a manifest is .parquet or .jsonl")
 
 
@@ -172,12 +172,12 @@ def _json_row(number: int, line: bytes) -> _Row:
     return _Row(number, values)
 
 
-def _parquet_rows(path: Path, required: Sequence[str]) -> Iterator[_Row]:
+def _parquet_rows(path: Path) -> Iterator[_Row]:
     try:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
-            _check_columns(schema, required)
-            wanted = [c for c in (*REQUIRED, *OPTIONAL_TEXT, *LISTS, REQUEST) if c in schema.names]
+            _check_columns(schema)
+            wanted = [c for c in (*REQUIRED, *OPTIONAL_TEXT, *LISTS) if c in schema.names]
             number = 0
             for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=wanted):
                 columns = {name: _python_values(batch.column(name)) for name in batch.schema.names}
@@ -190,9 +190,9 @@ def _parquet_rows(path: Path, required: Sequence[str]) -> Iterator[_Row]:
         raise _Unusable(f"cannot be read ({error}); check the file and its permissions") from None
 
 
-def _check_columns(schema: pa.Schema, required: Sequence[str]) -> None:
+def _check_columns(schema: pa.Schema) -> None:
     """All missing and mistyped columns at once; extra columns are nobody's business."""
-    faults = [f"column {c!r} is missing; add it" for c in required if c not in schema.names]
+    faults = [f"column {c!r} is missing; add it" for c in REQUIRED if c not in schema.names]
     faults += [f"column {c!r} appears twice; rename one" for c in sorted(_repeated(schema.names))]
     for column in (c for c in schema if c.name not in _repeated(schema.names)):
         wanted = _wanted_type(column)
@@ -203,12 +203,12 @@ def _check_columns(schema: pa.Schema, required: Sequence[str]) -> None:
 
 
 def _repeated(names: Sequence[str]) -> set[str]:
-    return {n for n in names if names.count(n) > 1 and n in (*REQUIRED, *OPTIONAL_TEXT, *LISTS, REQUEST)}
+    return {n for n in names if names.count(n) > 1 and n in (*REQUIRED, *OPTIONAL_TEXT, *LISTS)}
 
 
 def _wanted_type(column: pa.Field) -> str:
     """What the column should have been, or nothing when it is fine."""
-    if column.name in ("id", "instruction", *OPTIONAL_TEXT, REQUEST):
+    if column.name in ("id", "instruction", *OPTIONAL_TEXT):
         return "" if _is_text(column.type) else "string"
     if column.name in LISTS:
         return "" if _is_text_list(column.type) else "list<string>"
@@ -278,11 +278,9 @@ class _Reader:
     limits: AudioLimits
     check_audio: bool
     check_prompt: PromptCheck | None
-    requests: Sequence[str] | None
     problems: list[RowProblem] = field(default_factory=list)
     first_rows: dict[str, int] = field(default_factory=dict)
     heard: dict[str, str] = field(default_factory=dict)
-    requests_seen: set[str] = field(default_factory=set)
 
     def read(self, rows: Iterator[_Row]) -> list[Prompt]:
         prompts: list[Prompt] = []
@@ -291,30 +289,11 @@ class _Reader:
             empty = False
             if row.problem:
                 self.problems.append(RowProblem(row.number, "", "", row.problem))
-            elif self._is_requested(row):
+            else:
                 prompts += self._prompt(row)
         if empty:
             raise _Unusable("has no rows; write at least one")
-        self._check_requests()
         return prompts
-
-    def _is_requested(self, row: _Row) -> bool:
-        if self.requests is None:
-            return True
-        request = self._field(row, "", REQUEST, _required_text)
-        if request is not None:
-            self.requests_seen.add(request)
-        return request in self.requests
-
-    def _check_requests(self) -> None:
-        """A request that no row has is a spelling mistake, or a stage that would train on less than it says."""
-        if self.requests is not None and not self.requests:
-            raise _Unusable("an empty list of requests keeps no rows; name some, or drop stage.requests")
-        known = ", ".join(sorted(self.requests_seen)[:SHOWN_PROBLEMS])
-        for request in self.requests or ():
-            if known and request not in self.requests_seen:
-                message = f"no row has the request {request!r}; the manifest has: {known}"
-                self.problems.append(RowProblem(None, "", REQUEST, message))
 
     def _prompt(self, row: _Row) -> list[Prompt]:
         """The row's prompt, or nothing once its problems are noted."""
@@ -470,12 +449,13 @@ class PromptStream:
 
     def __init__(self, prompts: Sequence[Prompt], seed: int) -> None:
         if not prompts:
-            raise UserError("there are no prompts to draw from; check the manifest and stage.requests")
+            raise UserError("there are no prompts to draw from; check the manifest")
         if seed < 0:
             raise UserError(f"seed = {seed} is negative; use 0 or more")
         self._prompts = tuple(prompts)
         self._seed = seed
         self._fingerprint = _fingerprint(self._prompts)
+        self._again: deque[Draw] = deque()
         self._start_epoch(0)
 
     def _start_epoch(self, epoch: int, position: int = 0) -> None:
@@ -489,19 +469,22 @@ class PromptStream:
         return [self._next() for _ in range(n)]
 
     def _next(self) -> Draw:
+        if self._again:
+            return self._again.popleft()
         if self._position == len(self._prompts):
             self._start_epoch(self._epoch + 1)
         draw = Draw(self._epoch, self._prompts[self._order[self._position]])
         self._position += 1
         return draw
 
-    def state(self) -> dict[str, int | str]:
-        """Where the stream stands, as plain JSON."""
+    def state(self, unfinished: Sequence[Draw] = ()) -> dict[str, Any]:
+        """Where the stream stands, as plain JSON. Draws that nothing came of yet are drawn again after a restore."""
         return {
             "seed": self._seed,
             "epoch": self._epoch,
             "position": self._position,
             "fingerprint": self._fingerprint,
+            "again": [[draw.epoch, draw.prompt.id] for draw in (*unfinished, *self._again)],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -513,6 +496,8 @@ class PromptStream:
         epoch, position = state.get("epoch"), state.get("position")
         if not _is_count(epoch) or not _is_count(position) or position > len(self._prompts):
             raise UserError(f"the checkpoint's data state is damaged at {epoch!r}, {position!r}; use another")
+        by_id = {prompt.id: prompt for prompt in self._prompts}
+        self._again = deque(Draw(epoch_then, by_id[name]) for epoch_then, name in state.get("again", ()))
         self._start_epoch(epoch, position)
 
 

@@ -6,6 +6,7 @@ names of its parameters in memory become the names in a checkpoint file, which a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ class Family:
     """
 
     name: str = "audio_flamingo3"
+    model_type: str = "audioflamingo3"
     model_class: str = "AudioFlamingo3ForConditionalGeneration"
     audio_token: str = "<sound>"
     tokens_per_s: float = 25.0
@@ -47,6 +49,10 @@ class Family:
             if name.startswith(memory):
                 return disk + name.removeprefix(memory)
         return name
+
+    def longest_audio_s(self, checkpoint: Path) -> float:
+        """Seconds beyond which the checkpoint's own processor would cut a recording."""
+        return float(_read_json(checkpoint / "processor_config.json").get("max_audio_len", 600))
 
     def text_config(self, config: Any) -> Any:
         """The decoder's part of the model's configuration."""
@@ -100,12 +106,17 @@ class Qwen25Omni(Family):
     """
 
     name: str = "qwen2_5_omni"
+    model_type: str = "qwen2_5_omni"
     model_class: str = "Qwen2_5OmniThinkerForConditionalGeneration"
     audio_token: str = "<|AUDIO|>"
     encoder: str = "audio_tower"
     projector: str = "audio_tower.proj"
     decoder: str = "model"
     renames: tuple[tuple[str, str], ...] = (("", "thinker."),)
+
+    def longest_audio_s(self, checkpoint: Path) -> float:
+        """See `Family`."""
+        return float(_read_json(checkpoint / "preprocessor_config.json").get("chunk_length", 300))
 
     def audio_token_id(self, config: Any) -> int:
         """See `Family`; the checkpoint's configuration is of thinker and talker together."""
@@ -130,6 +141,11 @@ class Qwen25Omni(Family):
             encoder.proj = projector
         lengths = [int(((n - 1) // 2 + 1 - 2) // 2 + 1) for n in features.attention_mask.sum(-1)]
         return [part.clone() for part in states.split(lengths)]  # a view would keep its whole batch in memory
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """What a checkpoint's processor says of itself; nothing where it says nothing."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 FAMILIES = {family.name: family for family in (Family(), Qwen25Omni())}

@@ -86,6 +86,10 @@ def _problem(row: Row) -> str:
             return f"{name!r} is not a string"
         if name not in MAY_BE_EMPTY and not row[name].strip():
             return f"{name!r} is empty"
+        try:
+            row[name].encode("utf-8")
+        except UnicodeEncodeError:
+            return f"{name!r} holds a lone surrogate, which is no character"
     return ""
 
 

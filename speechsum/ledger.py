@@ -1,8 +1,8 @@
 """The ledger: what became of every trajectory, as Parquet that any tool can open.
 
 A row is written once, when the fate of its trajectory is settled: trained in a step, or dropped for a reason. Rows
-gather in memory and leave as numbered parts; a part is complete or absent (written aside, synced, renamed), and a
-resumed run adds parts after those it finds. Rows of steps that a crash undid stay: they happened.
+gather in memory and leave as numbered parts; a part is complete or absent (written aside, synced, renamed). A resumed
+run cuts off the parts after its checkpoint, so a trajectory that is made again has one row all the same.
 """
 
 from __future__ import annotations
@@ -89,6 +89,19 @@ class Ledger:
         self._rows_per_part = rows_per_part
         self._pending: list[LedgerRow] = []
         self._next = 1 + max((_number(part) for part in _parts(self._folder)), default=-1)
+
+    @property
+    def parts(self) -> int:
+        """Parts written so far."""
+        return self._next
+
+    def rewind(self, parts: int) -> None:
+        """Remove all but the first `parts`, and what is pending."""
+        for part in _parts(self._folder):
+            if _number(part) >= parts:
+                part.unlink()
+        self._next = parts
+        self._pending.clear()
 
     def record(self, rows: Iterable[LedgerRow]) -> None:
         """Add rows; a part is written as soon as there are enough of them."""

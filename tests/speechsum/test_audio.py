@@ -308,7 +308,7 @@ def test_a_row_group_too_large_for_memory_is_refused(tmp_path: Path, monkeypatch
 
 # --- augmentation ----------------------------------------------------------------------------------------------------
 
-ALL = AugmentConfig(speed=(0.9, 1.1), noise_snr_db=(10, 30), gain_db=(-6, 6))
+ALL = AugmentConfig(noise_snr_db=(10, 30), gain_db=(-6, 6))
 
 
 def augmented(config: AugmentConfig, seed: int, seconds: float = 1.0) -> np.ndarray:
@@ -322,38 +322,26 @@ def test_augmentation_is_decided_by_the_generator_alone() -> None:
     first = augmented(ALL, seed=3)
     torch.manual_seed(2)
     np.testing.assert_array_equal(first, augmented(ALL, seed=3))
-    other = augmented(ALL, seed=4)
-    assert first.shape != other.shape or not np.array_equal(first, other)
+    assert not np.array_equal(first, augmented(ALL, seed=4))
 
 
 def test_no_augmentation_changes_nothing() -> None:
     np.testing.assert_array_equal(augmented(AugmentConfig(), 0), tone()[:, 0])
 
 
-@pytest.mark.parametrize(
-    ("config", "seconds"),
-    [
-        (ALL, 30.0),
-        (ALL, 0.1),
-        (AugmentConfig(speed=(0.5, 0.5)), 30.0),
-        (AugmentConfig(speed=(3, 3)), 0.1),
-        (AugmentConfig(speed=(0.001, 0.001)), 1.0),
-        (AugmentConfig(gain_db=(60, 60)), 1.0),
-    ],
-)
-def test_what_was_within_the_limits_stays_within(config: AugmentConfig, seconds: float) -> None:
+@pytest.mark.parametrize("config", [ALL, AugmentConfig(gain_db=(60, 60)), AugmentConfig(noise_snr_db=(-20, -20))])
+def test_what_was_a_good_clip_stays_one_of_the_same_length(config: AugmentConfig) -> None:
     for seed in range(3):
-        samples = augmented(config, seed, seconds)
-        assert 0.1 * SAMPLE_RATE <= len(samples) <= 30 * SAMPLE_RATE
+        samples = augmented(config, seed)
+        assert len(samples) == SAMPLE_RATE
         assert np.isfinite(samples).all()
         assert np.abs(samples).max() <= 1.0 + 1e-6
         assert samples.dtype == np.float32
         assert not samples.flags.writeable
 
 
-def test_speed_gain_and_noise_do_what_they_say() -> None:
+def test_gain_and_noise_do_what_they_say() -> None:
     clean = tone()[:, 0]
-    assert len(augmented(AugmentConfig(speed=(1.25, 1.25)), 0)) == SAMPLE_RATE * 4 // 5
     np.testing.assert_allclose(augmented(AugmentConfig(gain_db=(-20, -20)), 0), clean / 10, atol=1e-6)
     added = augmented(AugmentConfig(noise_snr_db=(10, 10)), 0) - clean
     assert 10 * np.log10(np.mean(clean**2) / np.mean(added**2)) == pytest.approx(10, abs=0.01)
@@ -364,7 +352,7 @@ def test_silence_survives_noise() -> None:
     assert np.isfinite(augment_audio(silent, ALL, np.random.default_rng(0))).all()
 
 
-@pytest.mark.parametrize("bounds", [(1.1, 0.9), (0.0, 1.0), (-1.0, 1.0), (1.0, np.inf), (np.nan, 1.0)])
+@pytest.mark.parametrize("bounds", [(1.1, 0.9), (1.0, np.inf), (np.nan, 1.0)])
 def test_ranges_that_are_none_are_refused(bounds: tuple[float, float]) -> None:
-    with pytest.raises(UserError, match=r"data\.augment\.speed"):
-        augmented(AugmentConfig(speed=bounds), 0)
+    with pytest.raises(ValueError, match="noise_snr_db"):
+        AugmentConfig(noise_snr_db=bounds)

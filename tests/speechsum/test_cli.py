@@ -238,9 +238,23 @@ def test_eval_turns_its_options_into_configuration(tmp_path: Path, monkeypatch: 
     data.touch()
     arguments = ["eval", "--checkpoint", str(tmp_path), "--data", str(data), "--out", str(tmp_path / "o.json")]
     assert cli.main([*arguments, "--clips", "3", "--judge-path", "7b", "-o", "rollout.actors=2"]) == 0
-    ((checkpoint, manifest, out, config),) = seen
-    assert (checkpoint, manifest, out) == (tmp_path, data, tmp_path / "o.json")
-    assert (config.eval.clips, config.judge.path, config.rollout.actors) == (3, "7b", 2)
+    ((checkpoint, manifest, out, config, clips),) = seen
+    assert (checkpoint, manifest, out, clips) == (tmp_path, data, tmp_path / "o.json", 3)
+    assert (config.judge.path, config.rollout.actors) == ("7b", 2)
+
+
+@pytest.mark.parametrize("out", ["there", "there/file/o.json"])
+def test_a_result_that_could_not_be_written_is_refused_before_the_work(
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_module(monkeypatch, "cluster.evaluate", evaluate_checkpoint=lambda *given: pytest.fail("worked"))
+    fake_module(monkeypatch, "cluster.score", score_file=lambda *given: pytest.fail("worked"))
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    for command in ("eval --checkpoint . --data . --out", "judge score --input . --output"):
+        assert cli.main([*command.split(), out]) == 2
+        assert "cannot be written" in one_sentence(capsys)
 
 
 @pytest.mark.parametrize(
@@ -250,6 +264,9 @@ def test_eval_turns_its_options_into_configuration(tmp_path: Path, monkeypatch: 
         ["judge", "score", "--input", "nope.jsonl", "--output", "o"],
         ["data", "check", "nope.jsonl"],
         ["bench", "--run-dir", "nope"],
+        ["train", "x" * 300],
+        ["train", "there.toml/x"],
+        ["judge", "score", "--input", "x" * 300, "--output", "o"],
         ["data", "synth", "--out", "d", "--requests", "poem"],
     ],
 )
@@ -257,6 +274,7 @@ def test_wrong_paths_and_names_are_the_users_mistakes(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("there.toml").touch()
     assert cli.main(arguments) == 2
     one_sentence(capsys)
 

@@ -199,7 +199,8 @@ def test_a_long_report_is_cut_short_but_kept_whole(root: Path) -> None:
         read_manifest(jsonl(root, *[row(id=str(i), audio="cut.wav") for i in range(50)]))
     assert len(caught.value.problems) == 50
     assert str(caught.value).count("\n  line ") == 20
-    assert str(caught.value).endswith("and 30 more")
+    assert str(caught.value).endswith("and 30 more; `speechsum data check` lists them all")
+    assert caught.value.text(shown=None).count("\n  line ") == 50
 
 
 def test_the_caller_can_refuse_prompts(root: Path) -> None:
@@ -304,21 +305,6 @@ def test_damage_inside_parquet_keeps_the_problems_found_before(root: Path) -> No
     assert len(problems(path)) >= 64
 
 
-def test_requests_keep_their_rows_only(root: Path) -> None:
-    rows = [row(id="a", request="tasks"), row(id="b", request="sentence"), row(id="c", request="keywords", audio="no")]
-    path = jsonl(root, *rows)
-    assert [p.id for p in read_manifest(path, requests=["tasks", "sentence"])] == ["a", "b"]
-    (problem,) = problems(path, requests=["tasks", "sentnce"])
-    assert "no row has the request 'sentnce'; the manifest has: keywords, sentence, tasks" in problem.message
-    assert problems(path, requests=[])
-
-
-def test_requests_need_their_column(root: Path) -> None:
-    columns = {"id": ["a"], "audio": ["good.wav"], "instruction": ["x"]}
-    assert "column 'request' is missing" in problems(parquet(root, columns), requests=["tasks"])[0].message
-    assert problems(jsonl(root, row()), requests=["tasks"])[0].field == "request"
-
-
 def test_manifest_errors_pickle(root: Path) -> None:
     with pytest.raises(ManifestError) as caught:
         read_manifest(jsonl(root, row(audio="cut.wav")))
@@ -387,6 +373,20 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(change: dict[s
     with pytest.raises(UserError, match=message):
         stream.restore({**before, **change})
     assert stream.state() == before
+
+
+@given(size=st.integers(1, 6), taken=st.integers(0, 20), unfinished=st.integers(0, 5))
+@settings(max_examples=50, deadline=None)
+def test_draws_that_nothing_came_of_are_drawn_again_first(size: int, taken: int, unfinished: int) -> None:
+    whole = PromptStream(prompts(size), 3).take(taken + 10)
+    stream = PromptStream(prompts(size), 3)
+    draws = stream.take(taken)
+    lost = draws[max(0, taken - unfinished) :]
+    resumed = PromptStream(prompts(size), 3)
+    resumed.restore(json.loads(json.dumps(stream.state(lost))))
+    again = PromptStream(prompts(size), 3)
+    again.restore(resumed.state())  # saved once more before anything was drawn
+    assert again.take(len(lost) + 10) == whole[taken - len(lost) :]
 
 
 @pytest.mark.parametrize("other", [prompts(4), prompts(6), prompts(5, "q"), prompts(5)[::-1]])

@@ -34,6 +34,7 @@ def test_good_rows_become_tasks_and_keep_other_fields(tmp_path: Path) -> None:
         ('{"transcript": 3, "instruction": "i", "summary": "s"}', "'transcript' is not a string"),
         ('{"transcript": "t", "instruction": null, "summary": "s"}', "'instruction' is not a string"),
         ('{"transcript": " ", "instruction": "i", "summary": "s"}', "'transcript' is empty"),
+        ('{"transcript": "t\\ud800", "instruction": "i", "summary": "s"}', "'transcript' holds a lone surrogate"),
         ('{"transcript": "t", ', "not JSON"),
         ("[1, 2]", "not a JSON object"),
         ("[" * 20_000, "not JSON"),

@@ -81,13 +81,26 @@ def test_a_resumed_run_adds_after_the_last_part(tmp_path: Path) -> None:
     assert read_ledger(tmp_path)["trajectory_id"].to_pylist() == ["t0", "t1"]
 
 
+def test_parts_after_the_checkpoint_are_cut_off(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, rows_per_part=1)
+    for number in range(3):
+        ledger.record([row(number)])
+    ledger = Ledger(tmp_path)
+    ledger.record([row(9)])
+    ledger.rewind(1)
+    ledger.record([row(1)])
+    ledger.flush()
+    assert read_ledger(tmp_path)["trajectory_id"].to_pylist() == ["t0", "t1"]
+    assert ledger.parts == 2
+
+
 def test_numbers_sort_beyond_five_digits(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger._next = 99_999
     for number in range(2):
         ledger.record([row(number)])
         ledger.flush()
-    assert Ledger(tmp_path)._next == 100_001
+    assert Ledger(tmp_path).parts == 100_001
     assert read_ledger(tmp_path)["trajectory_id"].to_pylist() == ["t0", "t1"]
 
 
