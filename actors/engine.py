@@ -36,7 +36,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -123,18 +123,17 @@ class Engine:
         *,
         dtype: str = "bfloat16",
         audio: bool = True,
-        transport: Literal["object_store", "nccl", "ipc"] | None = None,
+        receives_weights: bool = False,
         seed: int = 0,
     ) -> None:
         if not (Path(path) / "config.json").is_file():
             raise UserError(f"no checkpoint at {path}: config.json is missing; name a folder in Hugging Face format")
         _use_threads(config.threads)
         self.path = Path(path)
-        self._llm = LLM(**_engine_arguments(self.path, config, dtype, audio, transport, seed))
-        self._transport = transport
+        self._llm = LLM(**_engine_arguments(self.path, config, dtype, audio, receives_weights, seed))
         self._broken = ""
         self._tokenizer = self._llm.get_tokenizer()
-        if transport == OBJECT_STORE:
+        if receives_weights:
             self._llm.init_weight_transfer_engine({"init_info": {}})
 
     @property
@@ -172,31 +171,24 @@ class Engine:
         outputs = self._llm.generate(prompts, params, use_tqdm=False)
         return [_own_logprobs(out, ids, start) for out, ids, start in zip(outputs, token_ids, first, strict=True)]
 
-    def update_weights(self, payload: WeightsPayload | dict[str, Any]) -> None:
+    def update_weights(self, payload: WeightsPayload) -> None:
         """Swap the weights and drop everything computed with the old ones.
 
-        Over the object store `payload` is a `WeightsPayload`; for vLLM's own GPU transports ("nccl", "ipc", not run
-        on a GPU by this project) it is the update-info dict that their trainer side produces. `WeightsRefused`
-        leaves the old weights in force; any other failure leaves the engine broken, and it says so from then on.
+        `WeightsRefused` leaves the old weights in force; any other failure leaves the engine broken, and it says so
+        from then on.
         """
         self._refuse_if_broken()
-        if isinstance(payload, WeightsPayload):
-            payload.verify()
-        info = {"payload": payload} if isinstance(payload, WeightsPayload) else payload
+        payload.verify()
         self._llm.start_weight_update()
         self._broken = "a weight update was cut short; start the engine again"
         try:
-            self._llm.update_weights({"update_info": info})
+            self._llm.update_weights({"update_info": {"payload": payload}})
         except WeightsRefused:
             self._broken = ""
             raise
         self._llm.finish_weight_update()
         self._broken = ""
         self.reset_caches()
-
-    def init_transport(self, info: dict[str, Any]) -> None:
-        """Join the group that the trainer side of "nccl" or "ipc" opened (not run on a GPU by this project)."""
-        self._llm.init_weight_transfer_engine({"init_info": info})
 
     def reset_caches(self) -> None:
         """Forget key-value blocks, encoded audio and mel spectrograms: none may outlive the weights it came from."""
@@ -364,7 +356,7 @@ def _use_threads(threads: int) -> None:
 
 
 def _engine_arguments(
-    path: Path, config: EngineConfig, dtype: str, audio: bool, transport: str | None, seed: int
+    path: Path, config: EngineConfig, dtype: str, audio: bool, receives_weights: bool, seed: int
 ) -> dict[str, Any]:
     """Keyword arguments of `vllm.LLM`; the CPU takes an absolute key-value cache, the GPU a share of its memory."""
     arguments: dict[str, Any] = {
@@ -388,9 +380,9 @@ def _engine_arguments(
     if audio:
         register_models()
         arguments |= {"limit_mm_per_prompt": {"audio": 1}, "mm_processor_cache_gb": MEL_CACHE_GB}
-    if transport is not None:
+    if receives_weights:
         register_weight_transfer()
-        arguments["weight_transfer_config"] = WeightTransferConfig(backend=transport)
+        arguments["weight_transfer_config"] = WeightTransferConfig(backend=OBJECT_STORE)
     return arguments
 
 

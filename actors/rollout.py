@@ -233,7 +233,7 @@ class RolloutActor:
 
         family = FAMILIES[model.family]
         engine = Engine(
-            checkpoint, config.engine, dtype=model.dtype, audio=True, transport=config.transport, seed=seed + index
+            checkpoint, config.engine, dtype=model.dtype, audio=True, receives_weights=True, seed=seed + index
         )
         builder = PromptBuilder.load(Path(checkpoint), family)
         self._rollout = Rollout(engine, builder, AudioLimits(max_s=model.max_audio_s))
@@ -289,8 +289,8 @@ class _Metrics:
             "receive_seconds": "Duration of the last weight push, in seconds.",
             "policy_version": "Version of the weights in force.",
         }
-        self._counters = {n: Counter(f"speechsum_rollout_{n}", d, ("actor",)) for n, d in counters.items()}
-        self._gauges = {n: Gauge(f"speechsum_rollout_{n}", d, ("actor",)) for n, d in gauges.items()}
+        self._counters = {n: Counter(f"speechsum_rollout_actor_{n}", d, ("actor",)) for n, d in counters.items()}
+        self._gauges = {n: Gauge(f"speechsum_rollout_actor_{n}", d, ("actor",)) for n, d in gauges.items()}
         for metric in (*self._counters.values(), *self._gauges.values()):
             metric.set_default_tags(tags)
         self._seen = dict.fromkeys(counters, 0.0)

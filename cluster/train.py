@@ -23,6 +23,7 @@ from cluster.watch import SampleRow, Watch
 from learner.checkpoint import load_checkpoint, newest_checkpoint
 from speechsum.config import RunConfig, StageConfig
 from speechsum.data import PromptStream
+from speechsum.errors import UserError
 from speechsum.families import FAMILIES
 from speechsum.ledger import Ledger
 from speechsum.prompting import PromptBuilder
@@ -40,6 +41,8 @@ def run(config: RunConfig, run_dir: Path, *, address: str | None, resume: bool, 
     with Watch(folder, config) as watch, MemoryWatch() as memory:
         plan = make_plan(config, folder, watch, resume)
         with ray_session(address, memory, watch.status):
+            if address is None:
+                _refuse_without_gpus(config)
             crew = Crew.start(config, plan, watch)
             try:
                 summary = Training(config, plan, crew, folder, watch, memory).run()
@@ -71,6 +74,20 @@ def make_plan(config: RunConfig, folder: RunFolder, watch: Watch, resume: bool) 
     needs_judge = config.judge.kind == "likelihood" and samples_from_student(config)
     judge = assets.judge_checkpoint(config.judge.path, watch.status) if needs_judge else None
     return Plan(checkpoint, judge, adapter, train, held_out, newest_checkpoint(folder.checkpoints) if resume else None)
+
+
+def _refuse_without_gpus(config: RunConfig) -> None:
+    """Too few GPUs are told at once on a machine that will not grow: actors without a place are waited for for ever."""
+    learner, rollout, judge = config.learner, config.rollout, config.judge
+    wanted = learner.ranks * learner.gpus_per_rank
+    if samples_from_student(config):
+        wanted += rollout.actors * rollout.gpus_per_actor + judge.actors * judge.gpus_per_actor
+    found = ray.cluster_resources().get("GPU", 0)
+    if wanted > found:
+        raise UserError(
+            f"the recipe wants {wanted:g} GPUs and this machine has {found:g}; lower learner.gpus_per_rank, "
+            "rollout.gpus_per_actor or judge.gpus_per_actor, or join a cluster with --address"
+        )
 
 
 def samples_from_student(config: RunConfig) -> bool:

@@ -51,7 +51,11 @@ class Watch:
         self._table_every = 1
         self._pace: Pace | None = None
         self._screen = screen_for(console or Console(), heartbeat_s)
-        self._wandb = WandbTracker(folder, config, self.note)
+        try:
+            self._wandb = WandbTracker(folder, config, self.note)
+        except BaseException:  # Ctrl-C while wandb starts: nobody is there yet who would close the screen
+            self._screen.close()
+            raise
         self._ray = RayTracker()
 
     def __enter__(self) -> Self:

@@ -53,6 +53,8 @@ class Learner:
         attention = "sdpa" if self.device.type == "cuda" else "eager"  # torch's CPU flash backward is the slower one
         self.model = self.family.load(checkpoint, config.model.dtype, attention).to(self.device)
         policy = SpeechPolicy(self.model, self.family, config.model.lora, train_projector=config.model.train_projector)
+        if config.learner.activation_checkpointing:
+            policy.decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         mesh = init_device_mesh(self.device.type, (dist.get_world_size(),))
         self.policy = shard(policy.to(self.device), mesh, self.dtype)
         self.policy.train()

@@ -57,8 +57,15 @@ class LearnerWorker:
     def step(
         self, shard: Sequence[TrainingSample], loss_tokens: int, sequences: int, policy_version: int
     ) -> dict[str, float]:
-        """See `Learner.step`. `shard` arrives by reference from the object store."""
-        return self.learner.step(shard, loss_tokens=loss_tokens, sequences=sequences, policy_version=policy_version)
+        """See `Learner.step`. `shard` arrives by reference from the object store.
+
+        A rank that fails leaves the process group, so that its peers fail at once instead of waiting for it.
+        """
+        try:
+            return self.learner.step(shard, loss_tokens=loss_tokens, sequences=sequences, policy_version=policy_version)
+        except BaseException:
+            self.close()
+            raise
 
     def logprobs(self, samples: Sequence[TrainingSample], temperature: float) -> list[np.ndarray]:
         """See `Learner.logprobs`."""

@@ -113,7 +113,6 @@ class RolloutConfig(Section):
     max_tokens: Positive = 48
     gpus_per_actor: Annotated[float, Field(ge=0)] = 0
     sync: Literal["adapter", "full"] = "adapter"
-    transport: Literal["object_store", "nccl", "ipc"] = "object_store"
     engine: EngineConfig = EngineConfig()
 
     @model_validator(mode="after")

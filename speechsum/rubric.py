@@ -77,11 +77,14 @@ def quoted(texts: dict[str, str]) -> str:
 
 
 def rubric_schema() -> dict[str, Any]:
-    """JSON schema of the answer. Quotes and reason precede the scores, so that the scores can rest on them."""
+    """JSON schema of the answer. Quotes and reason precede the scores, so that the scores can rest on them.
+
+    All is bounded, so that a server that enforces the schema cannot run into its limit on tokens half-way.
+    """
     score = {"type": "integer", "enum": [1, 2, 3, 4, 5]}
     properties: dict[str, Any] = {
-        "unsupported": {"type": "array", "items": {"type": "string"}, "maxItems": MAX_QUOTES},
-        "reason": {"type": "string"},
+        "unsupported": {"type": "array", "items": {"type": "string", "maxLength": 120}, "maxItems": MAX_QUOTES},
+        "reason": {"type": "string", "maxLength": 300},
         **{criterion: dict(score) for criterion in WEIGHTS},
     }
     return {

@@ -24,3 +24,15 @@ def leftover_processes() -> list[str]:
     while new := {p for p, parent in parents.items() if parent in ours} - ours:
         ours |= new
     return [lines[p] for p in sorted(ours - {os.getpid()}) if "resource_tracker" not in lines[p]]
+
+
+def processes_marked(mark: str) -> list[str]:
+    """Command lines of all processes, zombies aside, whose environment holds `mark`."""
+    found: list[str] = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and mark.encode() in (entry / "environ").read_bytes():
+                found.append((entry / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue  # it ended while we looked, or is not ours
+    return found

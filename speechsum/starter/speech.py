@@ -186,7 +186,7 @@ def _clip(order: _Order, index: int) -> _Clip:
         request = sample_request(rng, talk, order.held_out, order.kinds)
     voice = rng.choice(VOICES_HELD_OUT if order.held_out else VOICES_TRAIN)
     name = f"{side}-{order.seed}-{index:06d}"
-    return _Clip(name, talk, request, voice, words_per_minute=rng.randint(150, 185), pitch=rng.randint(38, 62))
+    return _Clip(name, talk, request, voice, words_per_minute=rng.randint(145, 190), pitch=rng.randint(35, 65))
 
 
 def _row(clip: _Clip, path: str, duration_s: float) -> dict[str, object]:

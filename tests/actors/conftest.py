@@ -1,128 +1,15 @@
-"""A tiny random checkpoint in the starter's layout, made without any download, and what goes with it."""
+"""The tiny judge's checkpoint, made once."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-WORDS = "summarize what is said the meeting moved to friday anna must send report by noon budget nine in one sentence"
-HIDDEN, HEAD_DIM, LAYERS, WINDOW_S = 64, 32, 2, 2
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['content'] is string %}{{ m['content'] }}{% else %}"
-    "{% for p in m['content'] %}{% if p['type'] == 'audio' %}<sound>\n{% else %}{{ p['text'] }}{% endif %}{% endfor %}"
-    "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-def tiny_tokenizer(audio: bool = True):
-    """Byte-level BPE trained on a line of text: any string has ids."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-    )  # fmt: skip
-    core.train_from_iterator([WORDS] * 4, trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>",
-        unk_token="<|endoftext|>",
-    )  # fmt: skip
-    tokenizer.chat_template = TEMPLATE
-    if audio:
-        tokenizer.add_special_tokens({"additional_special_tokens": ["<sound>"]})
-    return tokenizer
-
-
-def _text_config(tokenizer, vocab: int) -> dict:
-    return {
-        "model_type": "qwen2", "hidden_size": HIDDEN, "intermediate_size": 2 * HIDDEN, "num_hidden_layers": LAYERS,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": vocab, "tie_word_embeddings": True,
-        "max_position_embeddings": 512, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id,
-        "pad_token_id": tokenizer.eos_token_id, "initializer_range": 0.3,
-    }  # fmt: skip
-
-
-def tiny_checkpoint(path: Path) -> Path:
-    """An Audio Flamingo 3 layout with random weights (0.2 M), a window of two seconds, on-disk names as vLLM reads."""
-    import torch
-    from safetensors.torch import save_file
-    from transformers import (
-        AudioFlamingo3Config,
-        AudioFlamingo3ForConditionalGeneration,
-        AudioFlamingo3Processor,
-        WhisperFeatureExtractor,
-    )
-
-    from speechsum.families import FAMILIES
-
-    torch.manual_seed(0)
-    tokenizer = tiny_tokenizer()
-    vocab = -(-len(tokenizer) // 64) * 64
-    audio = {
-        "num_mel_bins": 80, "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": HIDDEN,
-        "intermediate_size": HIDDEN, "max_source_positions": 50 * WINDOW_S, "initializer_range": 0.1,
-    }  # fmt: skip
-    config = AudioFlamingo3Config(
-        audio_config=audio, text_config=_text_config(tokenizer, vocab),
-        architectures=[FAMILIES["audio_flamingo3"].model_class],
-        audio_token_id=tokenizer.convert_tokens_to_ids("<sound>"), dtype="float32",
-    )  # fmt: skip
-    model = AudioFlamingo3ForConditionalGeneration(config)
-    names = FAMILIES["audio_flamingo3"].disk_name
-    state = {names(k): v.clone().contiguous() for k, v in model.state_dict().items()}
-    state["language_model.lm_head.weight"] = state["language_model.model.embed_tokens.weight"].clone()  # tied in vLLM
-    config.save_pretrained(path)
-    save_file(state, path / "model.safetensors", metadata={"format": "pt"})
-    features = WhisperFeatureExtractor(feature_size=80, chunk_length=WINDOW_S, return_attention_mask=True)
-    AudioFlamingo3Processor(features, tokenizer, chat_template=TEMPLATE, max_audio_len=4).save_pretrained(path)
-    _write_generation_config(path, tokenizer)
-    return path
-
-
-def tiny_text_checkpoint(path: Path) -> Path:
-    """A text-only causal LM of the same size, for judges."""
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(1)
-    tokenizer = tiny_tokenizer(audio=False)
-    vocab = -(-len(tokenizer) // 64) * 64
-    Qwen2ForCausalLM(Qwen2Config(**_text_config(tokenizer, vocab))).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    _write_generation_config(path, tokenizer)
-    return path
-
-
-def _write_generation_config(path: Path, tokenizer) -> None:
-    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}
-    (path / "generation_config.json").write_text(json.dumps(ids))
-
-
-def noise(seconds: float, seed: int = 0) -> np.ndarray:
-    """A recording nobody needs to synthesise: float32 mono at 16 kHz."""
-    return (0.1 * np.random.default_rng(seed).standard_normal(int(16_000 * seconds))).astype(np.float32)
-
-
-@pytest.fixture(scope="session", name="noise")
-def noise_fixture():
-    """`noise` for tests, which cannot import this file by name."""
-    return noise
-
-
-@pytest.fixture(scope="session")
-def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The audio checkpoint, made once."""
-    return tiny_checkpoint(tmp_path_factory.mktemp("tiny-audio"))
+from tests.tiny import tiny_text_checkpoint
 
 
 @pytest.fixture(scope="session")
 def tiny_text_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The text checkpoint, made once."""
+    """A text-only causal LM with random weights."""
     return tiny_text_checkpoint(tmp_path_factory.mktemp("tiny-text"))

@@ -14,6 +14,7 @@ from speechsum.lora import merge, pair_names
 from speechsum.prompting import PromptBuilder
 from speechsum.types import PushMode, SamplingParams
 from speechsum.weights import WeightsRefused, make_payload, to_numpy, to_torch
+from tests.tiny import noise
 
 GREEDY = SamplingParams(n=1, temperature=0.0, max_tokens=8)
 SMALL = EngineConfig(threads=1, max_model_len=256, max_num_seqs=16, kv_cache_gb=0.05)
@@ -21,7 +22,7 @@ SMALL = EngineConfig(threads=1, max_model_len=256, max_num_seqs=16, kv_cache_gb=
 
 @pytest.fixture(scope="module")
 def engine(tiny_path):
-    engine = Engine(tiny_path, SMALL, dtype="float32", transport="object_store")
+    engine = Engine(tiny_path, SMALL, dtype="float32", receives_weights=True)
     yield engine
     engine.close()
 
@@ -64,32 +65,32 @@ def merged(state, tensors, scale):
     return full | {k: v for k, v in tensors.items() if k in state}
 
 
-def greedy(engine, ids, noise):
+def greedy(engine, ids):
     """Greedy completions of two clips; (ids, log-probs) pairs to compare."""
     outputs = engine.generate([EngineRequest(ids, noise(1.0, s)) for s in (1, 2)], GREEDY)
     return [(o.samples[0].token_ids.tolist(), o.samples[0].logprobs.tolist()) for o in outputs]
 
 
-def test_placeholder_is_expanded_at_25_tokens_a_second(engine, ids, noise):
+def test_placeholder_is_expanded_at_25_tokens_a_second(engine, ids):
     (out,) = engine.generate([EngineRequest(ids, noise(1.0))], GREEDY)
     assert len(out.prompt_ids) == len(ids) - 1 + 25
     assert out.prompt_ids.dtype == np.int32
     assert not out.prompt_ids.flags.writeable
 
 
-def test_longer_than_one_window(engine, ids, noise):
+def test_longer_than_one_window(engine, ids):
     (out,) = engine.generate([EngineRequest(ids, noise(3.0))], GREEDY)
     assert len(out.prompt_ids) == len(ids) - 1 + 75
 
 
-def test_samples_of_a_group_differ_and_lengths_agree(engine, ids, noise):
+def test_samples_of_a_group_differ_and_lengths_agree(engine, ids):
     (out,) = engine.generate([EngineRequest(ids, noise(1.0))], SamplingParams(n=4, max_tokens=8))
     assert len(out.samples) == 4
     assert len({tuple(s.token_ids) for s in out.samples}) > 1
     assert all(len(s.token_ids) == len(s.logprobs) <= 8 for s in out.samples)
 
 
-def test_seed_decides_the_samples(engine, ids, noise):
+def test_seed_decides_the_samples(engine, ids):
     sampling = SamplingParams(n=2, max_tokens=8)
 
     def draw(seed):
@@ -99,7 +100,7 @@ def test_seed_decides_the_samples(engine, ids, noise):
     assert draw(7) == draw(7) != draw(8)
 
 
-def test_logprobs_are_of_the_tempered_distribution(engine, ids, noise):
+def test_logprobs_are_of_the_tempered_distribution(engine, ids):
     """Sampled tokens against the softmax of logits / temperature, from the model in transformers."""
     import torch
 
@@ -147,7 +148,7 @@ def test_prompt_logprobs_agree_with_generation(engine):
     np.testing.assert_allclose(scored, out.samples[0].logprobs, atol=1e-4)
 
 
-def test_one_bad_prompt_does_not_fail_its_batch(engine, ids, noise):
+def test_one_bad_prompt_does_not_fail_its_batch(engine, ids):
     good = EngineRequest(ids, noise(1.0))
     too_long = EngineRequest([*ids, *[5] * 400], noise(1.0))
     outputs = engine.generate([good, too_long, good], GREEDY)
@@ -155,33 +156,33 @@ def test_one_bad_prompt_does_not_fail_its_batch(engine, ids, noise):
     assert "256" in outputs[1].reason
 
 
-def test_full_push_changes_the_output_and_pushing_back_restores_it(engine, ids, state, noise):
-    before = greedy(engine, ids, noise)
+def test_full_push_changes_the_output_and_pushing_back_restores_it(engine, ids, state):
+    before = greedy(engine, ids)
     engine.update_weights(make_payload(1, PushMode.FULL, merged(state, lora(state, 1), 0.5)))
-    assert greedy(engine, ids, noise) != before
+    assert greedy(engine, ids) != before
     engine.update_weights(make_payload(2, PushMode.FULL, {k: to_numpy(v) for k, v in state.items()}))
-    assert greedy(engine, ids, noise) == before
+    assert greedy(engine, ids) == before
 
 
-def test_adapter_push_equals_full_push(engine, ids, state, noise):
+def test_adapter_push_equals_full_push(engine, ids, state):
     tensors = lora(state, 2)
     engine.update_weights(make_payload(1, PushMode.FULL, merged(state, tensors, 0.5)))
-    full = greedy(engine, ids, noise)
+    full = greedy(engine, ids)
     engine.update_weights(make_payload(2, PushMode.ADAPTER, tensors, scale=0.5))
-    assert greedy(engine, ids, noise) == full
+    assert greedy(engine, ids) == full
 
 
-def test_adapter_push_undoes_what_the_last_one_touched(engine, ids, state, noise):
+def test_adapter_push_undoes_what_the_last_one_touched(engine, ids, state):
     engine.update_weights(make_payload(1, PushMode.FULL, {k: to_numpy(v) for k, v in state.items()}))
-    before = greedy(engine, ids, noise)
+    before = greedy(engine, ids)
     engine.update_weights(make_payload(2, PushMode.ADAPTER, lora(state, 3), scale=0.5))
-    assert greedy(engine, ids, noise) != before
+    assert greedy(engine, ids) != before
     zero = {k: np.zeros_like(v) for k, v in lora(state, 3, targets=("o_proj",)).items() if ".lora_" in k}
     engine.update_weights(make_payload(3, PushMode.ADAPTER, zero, scale=0.5))
-    assert greedy(engine, ids, noise) == before
+    assert greedy(engine, ids) == before
 
 
-def test_prefix_cache_is_dropped(engine, ids, state, noise):
+def test_prefix_cache_is_dropped(engine, ids, state):
     """The same prompt right after a push must not read blocks of the old weights."""
     long = EngineRequest(ids, noise(4.0))
     engine.generate([long], GREEDY)
@@ -194,19 +195,19 @@ def test_prefix_cache_is_dropped(engine, ids, state, noise):
     assert warm[0].samples[0].logprobs.tolist() == cold[0].samples[0].logprobs.tolist()
 
 
-def test_damaged_payload_is_refused_and_the_old_weights_stay(engine, ids, state, noise):
-    before = greedy(engine, ids, noise)
+def test_damaged_payload_is_refused_and_the_old_weights_stay(engine, ids, state):
+    before = greedy(engine, ids)
     payload = make_payload(9, PushMode.ADAPTER, lora(state, 5), scale=0.5)
     name = next(iter(payload.tensors))
     torn = replace(payload, tensors=payload.tensors | {name: payload.tensors[name] + 1})
     with pytest.raises(WeightsRefused, match="version 9 arrived damaged"):
         engine.update_weights(torn)
-    assert greedy(engine, ids, noise) == before
+    assert greedy(engine, ids) == before
 
 
 @pytest.mark.parametrize("fault", ["unknown", "shape", "half"])
-def test_payload_of_another_model_is_refused_and_the_old_weights_stay(engine, ids, state, noise, fault):
-    before = greedy(engine, ids, noise)
+def test_payload_of_another_model_is_refused_and_the_old_weights_stay(engine, ids, state, fault):
+    before = greedy(engine, ids)
     tensors = lora(state, 6)
     if fault == "unknown":
         tensors["language_model.model.layers.99.mlp.up_proj.weight"] = np.zeros((2, 2), np.float32)
@@ -216,7 +217,7 @@ def test_payload_of_another_model_is_refused_and_the_old_weights_stay(engine, id
         del tensors[next(n for n in tensors if n.endswith("lora_B"))]
     with pytest.raises(WeightsRefused):
         engine.update_weights(make_payload(9, PushMode.ADAPTER, tensors, scale=0.5))
-    assert greedy(engine, ids, noise) == before
+    assert greedy(engine, ids) == before
 
 
 def test_closed_engine_says_so(tiny_path):

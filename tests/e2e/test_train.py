@@ -37,7 +37,11 @@ def test_the_run_folder_keeps_its_contract(finished: tuple[Path, dict[str, Any]]
     for name in ("before", "after"):
         evaluation = summary["eval"][name]
         assert evaluation["n"] == 4
-        assert {"judge", "fact_recall", "wrong_audio_recall", "rougeL"} <= set(evaluation)
+        for metric in ("judge", "fact_recall", "fact_precision", "wrong_audio_recall", "rougeL"):
+            low, high = evaluation[metric]["ci95"]
+            assert low <= evaluation[metric]["mean"] <= high
+    assert summary["rollout_vs_vllm"] is None  # `speechsum bench` measures it
+    assert summary["sync"]["sync/publish_s"] > 0
     assert json.loads((folder / "config.json").read_text())["name"] == "tiny"
     assert list((folder / "checkpoints").glob("step_*/MANIFEST.json"))
 
@@ -81,17 +85,30 @@ def test_nothing_is_left_running(finished: tuple[Path, dict[str, Any]]) -> None:
     assert leftover_processes() == []
 
 
-def test_a_run_resumes_from_its_last_checkpoint(
-    finished: tuple[Path, dict[str, Any]], recipe: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize("checkpoints", [0, 1])
+def test_a_killed_run_goes_on_from_its_last_checkpoint(
+    checkpoints: int, finished: tuple[Path, dict[str, Any]], recipe: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The last checkpoint is taken away, as if the run had died a step earlier; the rest is done again, no more."""
+    """What came after the checkpoint (or, without one, everything) is done and told again, and nothing twice."""
     folder = tmp_path / "tiny"
     shutil.copytree(finished[0], folder)
-    newest = sorted((folder / "checkpoints").glob("step_*"))[-1]
-    shutil.rmtree(newest)
+    (folder / "summary.json").unlink()
+    for late in sorted((folder / "checkpoints").glob("step_*"))[checkpoints:]:
+        shutil.rmtree(late)
     summary = run(parse(recipe, "tiny"), folder, address=None, resume=True, overwrite=False)
     assert summary["steps"] == 5
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [(m["stage"], m["step"]) for m in lines][-1] == ("grpo", 3)
-    assert len(lines) == 5
-    assert summary["eval"]["before"] == finished[1]["eval"]["before"]
+    assert [(m["stage"], m["step"]) for m in lines] == [("sft", 1), ("sft", 2), ("grpo", 1), ("grpo", 2), ("grpo", 3)]
+    rows = read_ledger(folder).to_pylist()
+    assert len({r["trajectory_id"] for r in rows}) == len(rows)
+    if checkpoints:
+        assert summary["eval"]["before"] == finished[1]["eval"]["before"]
+        assert summary["parity"] == finished[1]["parity"]
+        assert summary["wall_s"] > finished[1]["wall_s"] / 4  # the first session's part is in it
+
+
+def test_a_finished_run_has_nothing_to_go_on_with(
+    finished: tuple[Path, dict[str, Any]], recipe: dict[str, Any]
+) -> None:
+    folder, summary = finished
+    assert run(parse(recipe, "tiny"), folder, address=None, resume=True, overwrite=False) == summary

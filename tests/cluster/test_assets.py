@@ -1,0 +1,130 @@
+"""From a recipe's names to files: everything wrong with the inputs is said at once, before a model loads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import assets
+from cluster.run_folder import RunFolder
+from cluster.train import make_plan
+from cluster.watch import Watch
+from speechsum.config import RunConfig, parse
+from speechsum.errors import UserError
+from tests.tiny import recording
+
+
+def row(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
+    """A row that is fine but for `changes`."""
+    recording(folder / f"{name}.wav", 0.5, seed=1)
+    return {
+        "id": name, "audio": f"{name}.wav", "instruction": "sum up", "transcript": "anna must go",
+        "reference": "anna goes", **changes,
+    }  # fmt: skip
+
+
+def manifest(folder: Path, name: str, *rows: dict[str, Any]) -> str:
+    path = folder / name
+    path.write_text("\n".join(json.dumps(r) for r in rows))
+    return str(path)
+
+
+def config(checkpoint: Path, train: str, held_out: str, **model: Any) -> RunConfig:
+    tree = {
+        "name": "tiny",
+        "model": {"path": str(checkpoint), "max_audio_s": 4, "max_prompt_tokens": 120, **model},
+        "data": {"train": train, "eval": held_out},
+        "judge": {"kind": "lexical"},
+        "watch": {"wandb": "disabled"},
+        "stage": [{"name": "sft", "steps": 1, "loss": {"kind": "sft"}},
+                  {"name": "grpo", "steps": 1, "group_size": 2, "loss": {"kind": "grpo"}}],
+    }  # fmt: skip
+    return parse(tree, "test")
+
+
+def refusal(wanted: RunConfig, folder: Path) -> str:
+    """What a run with this recipe says before it starts anything."""
+    run = RunFolder.create(folder / "run", wanted)
+    with Watch(run, wanted) as watch, pytest.raises(UserError) as caught:
+        make_plan(wanted, run, watch, resume=False)
+    return str(caught.value)
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> str:
+    return manifest(tmp_path, "good.jsonl", row(tmp_path, "good"))
+
+
+def test_both_manifests_are_told_about_at_once(tiny_path: Path, tmp_path: Path) -> None:
+    train = manifest(
+        tmp_path, "train.jsonl", row(tmp_path, "a", reference=""), row(tmp_path, "b", transcript=" "),
+        row(tmp_path, "c", instruction="word " * 200), row(tmp_path, "d", audio="gone.wav"),
+        row(tmp_path, "e", instruction="<sound> again"),
+    )  # fmt: skip
+    recording(tmp_path / "long.wav", 4.5, seed=2)
+    held_out = manifest(tmp_path, "eval.jsonl", row(tmp_path, "f", audio="long.wav"), row(tmp_path, "g", transcript=""))
+    told = refusal(config(tiny_path, train, held_out), tmp_path).splitlines()
+    expected = [
+        ("train.jsonl", "5 problem(s)"), ("line 1", "reference"), ("line 2", "transcript"),
+        ("line 3", "max_prompt_tokens"), ("line 4", "gone.wav"), ("line 5", "control token"),
+        ("eval.jsonl", "2 problem(s)"), ("line 1", "more than the 4 s"), ("line 2", "transcript"),
+    ]  # fmt: skip
+    assert len(told) == len(expected)
+    assert all(all(word in line for word in words) for line, words in zip(told, expected, strict=True))
+
+
+def test_a_longer_recording_than_the_model_takes_is_not_a_matter_of_the_recipe(
+    tiny_path: Path, tmp_path: Path, good: str
+) -> None:
+    wanted = config(tiny_path, good, good, max_audio_s=6, max_prompt_tokens=200)
+    assert "takes 4; lower it" in refusal(wanted, tmp_path)
+
+
+def test_tokenizer_and_model_that_do_not_match(tiny_path: Path, tmp_path: Path, good: str) -> None:
+    foreign = tmp_path / "foreign"
+    shutil.copytree(tiny_path, foreign)
+    told = json.loads((foreign / "config.json").read_text())
+    (foreign / "config.json").write_text(json.dumps(told | {"audio_token_id": 3}))
+    assert "do not match" in refusal(config(foreign, good, good), tmp_path)
+
+
+def test_a_run_folder_is_no_checkpoint_but_holds_one(tiny_path: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_path, tmp_path / "run" / "model")
+    (tmp_path / "run" / "config.json").write_text('{"name": "demo"}')
+    with pytest.raises(UserError, match=f"did you mean {tmp_path}/run/model"):
+        assets.checkpoint_folder(str(tmp_path / "run"))
+    assert assets.family_of(assets.checkpoint_folder(str(tmp_path / "run" / "model"))).name == "audio_flamingo3"
+
+
+@pytest.mark.parametrize(
+    ("config_json", "says"),
+    [
+        (None, "cannot read"),
+        ("{", "not JSON"),
+        ("[]", "no checkpoint"),
+        ('{"model_type": "x", "auto_map": {}}', "code of its own"),
+    ],
+)
+def test_folders_that_are_no_checkpoints(config_json: str | None, says: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    if config_json is not None:
+        (tmp_path / "config.json").write_text(config_json)
+    with pytest.raises(UserError, match=says):
+        assets.checkpoint_folder(str(tmp_path))
+
+
+def test_a_model_of_no_known_family(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match=r"'bert'.*audioflamingo3"):
+        assets.family_of(tmp_path)
+
+
+def test_an_adapter_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is no file; use none, aligned, early"):
+        assets.adapter_file(str(tmp_path / "none.safetensors"))
+    assert assets.adapter_file("none") is None
+    assert assets.adapter_file("early").is_file()

@@ -1,0 +1,66 @@
+"""Ctrl-C at any moment: the run says how to go on, and leaves no process behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.processes import processes_marked
+
+pytestmark = pytest.mark.e2e
+DEADLINE_S = 180.0
+
+
+@pytest.mark.parametrize("moment", ["starting Ray", "starting the learner", "models loaded: 1", "preflight", "grpo 1/"])
+def test_ctrl_c_leaves_nothing_behind(moment: str, recipe: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "tiny.toml"
+    path.write_text("\n".join(f"{key} = {_toml(value)}" for key, value in recipe.items()))
+    mark = uuid.uuid4().hex
+    process = subprocess.Popen(
+        [sys.executable, "-m", "speechsum", "train", str(path), "--run-dir", str(tmp_path / "run")],
+        env=os.environ | {"SPEECHSUM_TEST": mark}, start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    timer = threading.Timer(DEADLINE_S, process.kill)
+    timer.start()
+    assert process.stdout is not None
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if moment in line:
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to everyone in the foreground
+            break
+    seen += process.stdout.read()
+    code = process.wait()
+    timer.cancel()
+    assert code == 130, seen
+    assert "--resume" in seen
+    assert "Traceback" not in seen
+    wait_until_gone(mark)
+
+
+def wait_until_gone(mark: str) -> None:
+    """Ray's daemons notice their driver's end on their own; a few seconds are theirs."""
+    deadline = time.monotonic() + 20
+    while (left := processes_marked(mark)) and time.monotonic() < deadline:
+        threading.Event().wait(0.2)
+    assert not left
+
+
+def _toml(value: Any) -> str:
+    """A value as inline TOML; JSON but for its tables."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value)
