@@ -18,6 +18,7 @@ from speechsum.errors import UserError
 from speechsum.families import FAMILIES, Family
 from speechsum.prompting import PromptBuilder
 from speechsum.starter import model as starter
+from speechsum.starter.grammar import SUMMARY_REQUESTS
 from speechsum.starter.speech import synthesize
 from speechsum.types import Prompt
 
@@ -166,7 +167,7 @@ def _read(config: RunConfig, source: str | Path, checkpoint: Path, say: Say, nee
 
 def _speech(config: RunConfig, clips: int, seed: int, held_out: bool, say: Say, cache: Path | None = None) -> Path:
     speech = config.data.speech
-    requests = tuple(r for r in speech.requests if not (held_out and r == "transcription"))
+    requests = tuple(r for r in speech.requests if r in SUMMARY_REQUESTS) if held_out else speech.requests
     side = "held-out" if held_out else "train"
     folder = (cache or starter.default_cache()) / "speech" / f"{side}-{seed}-{clips}-{'-'.join(requests)}"
     try:

@@ -144,7 +144,7 @@ def bench_prompt_once(config: RunConfig) -> dict[str, float]:
     """
     checkpoint = assets.student_checkpoint(config.model.path, _say)
     stage = config.stage[0].model_copy(update={"loss": SftLoss(), "optimizer": OptimizerConfig(lr=1e-12)})
-    update = {"ranks": 1, "threads_per_rank": 2, "microbatch_tokens": 1 << 20}
+    update = {"ranks": 1, "threads_per_rank": 2, "microbatch_tokens": 2048}  # more rows at once only take memory
     config = config.model_copy(update={"learner": config.learner.model_copy(update=update)})
     learner = LearnerGroup(config, checkpoint)
     with tempfile.TemporaryDirectory() as scratch:

@@ -19,9 +19,11 @@ GRAMMAR_VERSION = 2
 """Raise on any change of what a seed yields; finished sets made by another version are then made again."""
 
 TALK_KINDS = ("meeting", "voicemail", "news", "lecture", "support")
-REQUEST_KINDS = ("sentence", "bullets", "task", "keywords", "transcription")
+REQUEST_KINDS = ("sentence", "bullets", "task", "keywords", "transcription", "words")
 SUMMARY_REQUESTS = ("sentence", "bullets", "task", "keywords")
-"""The requests that ask for a summary; a transcription is asked for only while the projector is aligned."""
+"""The requests that ask for a summary. The others are only for aligning the projector: a transcription, and `words`,
+the transcription of a clip that holds nothing but a few facts. A second of sound is soon connected with its word, and
+a model that knows the words finds them in a sentence far sooner."""
 
 MAX_CHARACTERS = 105
 """Length of the longest transcript: about seven seconds of speech at a middling rate."""
@@ -457,7 +459,7 @@ class Talk:
     """One clip's words. Made by `sample_talk`; read by `sample_request` and spoken by `speech.synthesize`."""
 
     kind: str
-    """One of `TALK_KINDS`."""
+    """One of `TALK_KINDS`, or `words`."""
     transcript: str
     """What is said, with capitals and punctuation; numbers are spelt as words."""
     facts: tuple[str, ...]
@@ -465,7 +467,7 @@ class Talk:
     frame: str
     """Name of the frame within the kind."""
     pattern: str
-    """The sentence pattern, before fillers; a member of TRAIN_PATTERNS or HELD_OUT_PATTERNS."""
+    """The sentence pattern, before fillers; a member of TRAIN_PATTERNS or HELD_OUT_PATTERNS; none for `words`."""
     slots: tuple[tuple[str, str], ...]
     """(slot, surface form) in the order spoken."""
 
@@ -531,6 +533,13 @@ def _spoken(rng: random.Random, pattern: str, filled: dict[str, str], held_out: 
     return _capitals(text)
 
 
+def sample_words(rng: random.Random) -> Talk:
+    """One to three facts after each other, and no sentence around them."""
+    filled = _fill(rng, rng.sample(sorted(SLOTS), rng.choice((1, 1, 2, 2, 3))))
+    transcript = _capitals(", ".join(filled.values()) + ".")
+    return Talk("words", transcript, tuple(filled.values()), "words", "", tuple(filled.items()))
+
+
 def sample_talk(rng: random.Random, held_out: bool) -> Talk:
     """One talk, all kinds alike often; `held_out` takes the patterns that training never sees."""
     kind = rng.choice(TALK_KINDS)
@@ -554,22 +563,28 @@ def sample_request(
     """
     if unknown := set(kinds) - set(REQUEST_KINDS):
         raise ValueError(f"unknown request kinds {sorted(unknown)}: choose from {', '.join(REQUEST_KINDS)}")
-    fitting = [kind for kind in kinds if kind != "task" or talk.owner is not None]
+    fitting = [kind for kind in kinds if _fits(kind, talk)]
     if not fitting:
         return None
     kind = rng.choices(fitting, [_TASK_WEIGHT if kind == "task" else 1 for kind in fitting])[0]
     wordings = HELD_OUT_INSTRUCTIONS if held_out and rng.random() < 0.5 else TRAIN_INSTRUCTIONS
-    instruction = rng.choice(wordings[kind]).format(**dict(talk.slots))
+    instruction = rng.choice(wordings["transcription" if kind == "words" else kind]).format(**dict(talk.slots))
     reference, facts = _answer(rng, talk, kind)
     return Request(kind, instruction, reference, facts)
 
 
+def _fits(kind: str, talk: Talk) -> bool:
+    if kind == "words" or talk.kind == "words":
+        return kind == talk.kind
+    return kind != "task" or talk.owner is not None
+
+
 def _answer(rng: random.Random, talk: Talk, kind: str) -> tuple[str, tuple[str, ...]]:
     """The reference and the facts it must hold."""
+    if kind in ("transcription", "words"):
+        return talk.transcript, talk.facts
     frame = next(frame for frame in FRAMES if (frame.kind, frame.name) == (talk.kind, talk.frame))
     slots = dict(talk.slots)
-    if kind == "transcription":
-        return talk.transcript, talk.facts
     if kind == "keywords":
         return ", ".join(talk.facts), talk.facts
     if kind == "task":

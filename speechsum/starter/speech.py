@@ -23,6 +23,7 @@ from speechsum.starter.grammar import (
     Talk,
     sample_request,
     sample_talk,
+    sample_words,
 )
 
 LICENCE = "CC0-1.0"
@@ -181,8 +182,9 @@ def _clip(order: _Order, index: int) -> _Clip:
     side = "held-out" if order.held_out else "train"
     rng = random.Random(f"{side}/{order.seed}/{index}")
     request = None
+    words = "words" in order.kinds and rng.random() * len(order.kinds) < order.kinds.count("words")
     while request is None:
-        talk = sample_talk(rng, order.held_out)
+        talk = sample_words(rng) if words else sample_talk(rng, order.held_out)
         request = sample_request(rng, talk, order.held_out, order.kinds)
     voice = rng.choice(VOICES_HELD_OUT if order.held_out else VOICES_TRAIN)
     name = f"{side}-{order.seed}-{index:06d}"

@@ -16,6 +16,7 @@ from speechsum.families import FAMILIES
 from speechsum.prompting import PromptBuilder
 from speechsum.types import AudioRef, FinishReason, Prompt, PushMode, SamplingParams, TrajectoryGroup, trajectory_id
 from speechsum.weights import WeightsRefused, make_payload, to_numpy
+from tests.tiny import noise
 
 SAMPLING = SamplingParams(n=2, max_tokens=4, seed=5)
 
@@ -56,7 +57,7 @@ def builder(tiny_path):
 
 
 @pytest.fixture
-def make(builder, noise):
+def make(builder):
     def load(ref, limits):
         if "broken" in ref.path:
             raise AudioError(ref.key, AudioFault.TRUNCATED, "is cut short")

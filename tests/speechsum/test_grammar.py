@@ -9,12 +9,12 @@ from speechsum.starter.grammar import (
     FACT_VOCABULARY,
     FRAMES,
     HELD_OUT_PATTERNS,
-    REQUEST_KINDS,
     TALK_KINDS,
     TRAIN_PATTERNS,
     Frame,
     sample_request,
     sample_talk,
+    sample_words,
     slot_names,
 )
 from speechsum.textscores import fact_precision, fact_recall, words
@@ -67,7 +67,7 @@ def _overlap(left: str, right: str) -> float:
     (grammar.TRAIN_OPENERS, grammar.HELD_OUT_OPENERS),
     (grammar.TRAIN_ASIDES, grammar.HELD_OUT_ASIDES),
     (grammar.TRAIN_CORRECTIONS, grammar.HELD_OUT_CORRECTIONS),
-    *((grammar.TRAIN_INSTRUCTIONS[kind], grammar.HELD_OUT_INSTRUCTIONS[kind]) for kind in REQUEST_KINDS),
+    *((grammar.TRAIN_INSTRUCTIONS[kind], grammar.HELD_OUT_INSTRUCTIONS[kind]) for kind in grammar.TRAIN_INSTRUCTIONS),
 ])  # fmt: skip
 def test_held_out_habits_and_wordings_are_disjoint(train: tuple[str, ...], held_out: tuple[str, ...]) -> None:
     assert train
@@ -76,7 +76,7 @@ def test_held_out_habits_and_wordings_are_disjoint(train: tuple[str, ...], held_
 
 
 @pytest.mark.parametrize("held_out", [False, True])
-@pytest.mark.parametrize("kind", REQUEST_KINDS)
+@pytest.mark.parametrize("kind", grammar.TRAIN_INSTRUCTIONS)
 def test_references_hold_the_asked_facts_and_no_false_one(kind: str, held_out: bool) -> None:
     rng = random.Random(11)
     asked = 0
@@ -98,6 +98,20 @@ def test_references_hold_the_asked_facts_and_no_false_one(kind: str, held_out: b
         if kind != "transcription":
             assert fact_precision(request.reference, talk.facts, VOCABULARY) == 1.0, request
     assert asked > 150
+
+
+def test_words_are_facts_and_nothing_else() -> None:
+    rng = random.Random(4)
+    for _ in range(300):
+        talk = sample_words(rng)
+        request = sample_request(rng, talk, False, ["words", "sentence"])
+        assert request is not None
+        assert request.kind == "words"
+        assert request.instruction in grammar.TRAIN_INSTRUCTIONS["transcription"]
+        assert request.reference.casefold() == ", ".join(talk.facts).casefold() + "."
+        assert 1 <= len(talk.facts) <= 3
+        assert set(talk.facts) <= FACT_VOCABULARY
+    assert sample_request(rng, sample_talk(rng, False), False, ["words"]) is None
 
 
 def test_a_task_asks_for_the_task_and_its_day_only() -> None:
