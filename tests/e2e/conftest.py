@@ -39,9 +39,9 @@ def recipe(tiny_30s_path: Path, manifest: Path) -> dict[str, Any]:
         "name": "tiny", "seed": 3,
         "model": {"path": str(tiny_30s_path), "dtype": "float32", "max_audio_s": 4, "max_prompt_tokens": 220},
         "data": {"train": str(manifest), "eval": str(manifest)},
-        "rollout": {"max_tokens": 12, "prompts_per_request": 2, "engine": engine},
+        "rollout": {"max_tokens": 32, "prompts_per_request": 2, "engine": engine},
         "judge": {"kind": "lexical"},
-        "eval": {"clips": 4, "max_tokens": 12, "bootstrap": 100},
+        "eval": {"clips": 4, "max_tokens": 32, "bootstrap": 100},
         "preflight": {"prompts": 2},
         "stage": [
             {"name": "sft", "steps": 2, "groups_per_step": 4, "loss": {"kind": "sft"}, "optimizer": optimizer},

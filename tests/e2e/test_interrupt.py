@@ -21,7 +21,7 @@ pytestmark = pytest.mark.e2e
 DEADLINE_S = 180.0
 
 
-@pytest.mark.parametrize("moment", ["starting Ray", "starting the learner", "models loaded: 1", "preflight", "grpo 1/"])
+@pytest.mark.parametrize("moment", ["starting Ray", "models loaded: 1", "stage grpo"])
 def test_ctrl_c_leaves_nothing_behind(moment: str, recipe: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "tiny.toml"
     path.write_text("\n".join(f"{key} = {_toml(value)}" for key, value in recipe.items()))
