@@ -122,8 +122,10 @@ class SpeechPolicy(nn.Module):
         heard = self.projector(audio.to(self.projector_dtype)).to(embeds.dtype)
         embeds = embeds.masked_scatter(rows.heard(audio_id)[..., None], heard)
         hidden = self.decoder(
-            inputs_embeds=embeds, attention_mask=tree_mask(rows.segments, embeds.dtype),
-            position_ids=rows.positions, use_cache=False,
+            inputs_embeds=embeds,
+            attention_mask=tree_mask(rows.segments, embeds.dtype),
+            position_ids=rows.positions,
+            use_cache=False,
         ).last_hidden_state
         wanted = hidden.flatten(0, 1)[rows.predictors]
         parts = [

@@ -7,13 +7,16 @@ anything else one sentence and 1 with the traceback in a file that the sentence 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
+import signal
 import sys
 import tempfile
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,20 +30,22 @@ if TYPE_CHECKING:
 
 DEFAULT_INSTRUCTION = "Summarize what is said in one sentence."
 INTERRUPTED = 130
+INTERRUPT_GRACE_S = 30.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. argparse itself exits with 2 on options it does not know."""
     options = _parser().parse_args(argv)
     try:
-        return int(options.command(options))
+        with _bounded_interrupt(lambda: _say_stopped(options)):
+            return int(options.command(options))
     except UserError as error:
         return _complain(str(error), 2)
     except RunError as error:
         cause = f" (the whole story in {_write_traceback(options)})" if error.__cause__ else ""
         return _complain(f"{error}{cause}", 1)
     except KeyboardInterrupt:
-        print(f"\nspeechsum: stopped; {_how_to_go_on(options)}", file=sys.stderr)
+        _say_stopped(options)
         return INTERRUPTED
     except BrokenPipeError:  # whoever read our output has seen enough; python would complain again on its way out
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -55,6 +60,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _complain(sentence: str, code: int) -> int:
     print(f"speechsum: error: {sentence}", file=sys.stderr)
     return code
+
+
+def _say_stopped(options: argparse.Namespace) -> None:
+    print(f"\nspeechsum: stopped; {_how_to_go_on(options)}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _bounded_interrupt(last_words: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C ends the process within `INTERRUPT_GRACE_S`, even where native code never gives the main thread back.
+
+    Ray waits for its own start in C++, where a KeyboardInterrupt cannot be raised. Python's C handler still writes the
+    signal's number to the wake-up pipe, and a thread reads it. What Ray had started dies with this process.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    left = threading.Event()
+
+    def insist() -> None:
+        while number := os.read(read, 1):
+            if number[0] == signal.SIGINT and not left.wait(INTERRUPT_GRACE_S):
+                last_words()
+                os._exit(INTERRUPTED)
+        os.close(read)
+
+    before = signal.set_wakeup_fd(write)
+    threading.Thread(target=insist, name="interrupt", daemon=True).start()
+    try:
+        yield
+    finally:
+        left.set()
+        signal.set_wakeup_fd(before)
+        os.close(write)
 
 
 def _how_to_go_on(options: argparse.Namespace) -> str:

@@ -7,7 +7,10 @@ every fresh process, a single call does not. `speech.synthesize` therefore start
 """
 
 import ctypes
+import itertools
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -47,7 +50,32 @@ _UNCLIPPED_VOLUME = 75
 _PERIODS_PER_FFT = 16
 """The FFT's length is made a multiple of this many periods of the two rates: an odd length may be a slow one."""
 
-_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+
+class _Event(ctypes.Structure):
+    """`espeak_EVENT` of the library's header."""
+
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("id", ctypes.c_char * 8),
+    )
+
+
+_LIST_ENDS, _WORD_STARTS = 0, 1
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of what was said last, and when it starts, in seconds."""
+
+    text: str
+    start_s: float
 
 
 class Speaker:
@@ -70,6 +98,9 @@ class Speaker:
         self._rate: int = self._library.espeak_Initialize(_SYNCHRONOUS, 0, str(self._data).encode(), 0)
         if self._rate <= 0:
             raise ValueError(f"espeak-ng found no voices in {self._data}: reinstall the package espeakng-loader")
+        self.words: list[Word] = []
+        """Of the text that `say` spoke last, in order."""
+        self._text = ""
         self._chunks: list[bytes] = []
         # The library keeps only a pointer to the callback: it must live as long as the speaker.
         self._callback = _Callback(self._take)
@@ -86,6 +117,8 @@ class Speaker:
         self._library.espeak_SetParameter(_RATE, words_per_minute, 0)
         self._library.espeak_SetParameter(_PITCH, pitch, 0)
         self._chunks.clear()
+        self.words.clear()
+        self._text = text
         encoded = text.encode()
         failure = self._library.espeak_Synth(encoded, len(encoded) + 1, 0, 1, 0, _UTF8, None, None)
         if failure:
@@ -100,11 +133,22 @@ class Speaker:
         if not known or self._library.espeak_SetVoiceByName(voice.encode()):
             raise ValueError(f"espeak-ng has no voice {voice!r}: take one such as {VOICES_TRAIN[1]!r}")
 
-    def _take(self, samples: "ctypes._Pointer[ctypes.c_short]", count: int, events: int | None) -> int:
+    def _take(self, samples: "ctypes._Pointer[ctypes.c_short]", count: int, events: "ctypes._Pointer[_Event]") -> int:
         """Called by the library with each piece of audio, and with none at the end; 0 asks for more."""
         if samples and count > 0:
             self._chunks.append(ctypes.string_at(samples, count * 2))
+        for event in self._listed(events):
+            if event.type == _WORD_STARTS:
+                start = event.text_position - 1  # espeak-ng counts from one
+                self.words.append(Word(self._text[start : start + event.length], event.audio_position / 1000))
         return 0
+
+    @staticmethod
+    def _listed(events: "ctypes._Pointer[_Event]") -> Iterator[_Event]:
+        for i in itertools.count() if events else ():
+            if events[i].type == _LIST_ENDS:
+                return
+            yield events[i]
 
 
 def _espeak_package() -> ModuleType:

@@ -54,9 +54,7 @@ class Bench:
 
     def run(self, samples, *, temperature=1.0, chunk=1024, pad_id=2):
         """Log-probs and entropy of all response tokens."""
-        return self.policy(
-            pack(samples, pad_id), audio_states(samples, self.states), self.audio_id, temperature, chunk
-        )
+        return self.policy(pack(samples, pad_id), audio_states(samples, self.states), self.audio_id, temperature, chunk)
 
     def gradients(self, logprobs, weights):
         """Of a weighted sum, by parameter name."""

@@ -157,29 +157,36 @@ def test_a_placeholder_that_the_policy_sampled_is_just_a_token(bench):
 # --- the head --------------------------------------------------------------------------------------------------------
 
 
+def scored(bench, monkeypatch):
+    """The hidden states that get logits, a chunk at a time, as the policy runs."""
+    chunks = []
+    score = bench.policy._score
+
+    def spy(hidden, *rest):
+        chunks.append(hidden.detach())
+        return score(hidden, *rest)
+
+    monkeypatch.setattr(bench.policy, "_score", spy)
+    return chunks
+
+
 @pytest.mark.parametrize("chunk", [1, 4, 7, 1024])
-def test_logits_exist_for_response_tokens_alone_and_a_chunk_at_a_time(bench, chunk):
+def test_logits_exist_for_response_tokens_alone_and_a_chunk_at_a_time(bench, chunk, monkeypatch):
     group = bench.sample([5, 2, 7])
-    rows = []
-    hook = bench.policy.head.register_forward_hook(lambda _module, inputs, _out: rows.append(inputs[0].shape[0]))
-    try:
-        found, _ = bench.run([group], chunk=chunk)
-        assert sum(rows) == group.response_tokens == 14
-        assert max(rows) <= chunk
-    finally:
-        hook.remove()
-    torch.testing.assert_close(found, bench.run([group])[0], atol=1e-6, rtol=1e-6)
+    whole = bench.run([group])[0]
+    chunks = scored(bench, monkeypatch)
+    found, _ = bench.run([group], chunk=chunk)
+    assert sum(map(len, chunks)) == group.response_tokens == 14
+    assert max(map(len, chunks)) <= chunk
+    torch.testing.assert_close(found, whole, atol=1e-6, rtol=1e-6)
 
 
-def test_temperature_and_entropy(bench):
+def test_temperature_and_entropy(bench, monkeypatch):
     group = bench.sample([6])
-    seen = []
-    hook = bench.policy.head.register_forward_hook(lambda _module, _inputs, out: seen.append(out.detach()))
-    try:
-        found, entropy = bench.run([group], temperature=0.7)
-    finally:
-        hook.remove()
-    expected = torch.distributions.Categorical(logits=seen[0].double() / 0.7)
+    chunks = scored(bench, monkeypatch)
+    found, entropy = bench.run([group], temperature=0.7)
+    logits = bench.policy.head(chunks[0].to(bench.policy.head.weight.dtype)).detach()
+    expected = torch.distributions.Categorical(logits=logits.double() / 0.7)
     targets = torch.tensor(group.completions[0].token_ids.tolist())
     torch.testing.assert_close(found.detach().double(), expected.log_prob(targets), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(entropy.double(), expected.entropy(), atol=1e-5, rtol=1e-5)

@@ -23,9 +23,7 @@ def sample(number: int, prompt: int, responses: list[int]) -> TrainingSample:
 @st.composite
 def sample_lists(draw, max_size=12):
     lengths = draw(
-        st.lists(
-            st.tuples(st.integers(1, 60), st.lists(st.integers(1, 20), min_size=1, max_size=4)), max_size=max_size
-        )
+        st.lists(st.tuples(st.integers(1, 60), st.lists(st.integers(1, 20), min_size=1, max_size=4)), max_size=max_size)
     )
     return [sample(i, prompt, responses) for i, (prompt, responses) in enumerate(lengths)]
 

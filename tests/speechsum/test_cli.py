@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -194,6 +195,34 @@ def test_ctrl_c_says_how_to_go_on(
     assert cli.main(["train", str(recipe), "--run-dir", str(run_dir), "-o", "seed=3"]) == 130
     command = f"speechsum train {recipe} --run-dir '{run_dir}' -o seed=3 --resume"
     assert command in capsys.readouterr().err
+
+
+NATIVE_HANG = """
+import ctypes
+from speechsum import cli
+
+def hang(options):
+    lock = ctypes.create_string_buffer(256)  # a pthread mutex of its own kind, unlocked
+    take = ctypes.CDLL(None).pthread_mutex_lock
+    take(lock)
+    print("hanging", flush=True)
+    take(lock)
+
+cli.INTERRUPT_GRACE_S = 0.1
+cli._doctor = hang
+raise SystemExit(cli.main(["doctor"]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the mutex that hangs is laid out as on Linux")
+def test_ctrl_c_ends_even_native_code_that_never_returns() -> None:
+    process = subprocess.Popen([sys.executable, "-c", NATIVE_HANG], text=True, stdout=-1, stderr=-1)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "hanging\n"
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "speechsum: stopped" in error
 
 
 def test_a_fault_of_ours_leaves_its_traceback_in_the_run(

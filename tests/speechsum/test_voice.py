@@ -55,6 +55,19 @@ def test_a_faster_rate_is_shorter(speaker: Speaker) -> None:
     assert fast.size < 0.9 * slow.size
 
 
+def test_it_tells_when_each_word_starts(speaker: Speaker) -> None:
+    samples = speaker.say(SENTENCE, "en-us", 165, 50)
+    words = [word.text for word in speaker.words]
+    # espeak-ng speaks some pairs of small words as one, such as "for the"
+    assert [w for w in words if w != "the"] == SENTENCE.replace(",", "").replace(" the", "").removesuffix(".").split()
+    starts = [word.start_s for word in speaker.words]
+    assert starts == sorted(starts)
+    assert starts[0] < 0.1
+    assert samples.size / SAMPLE_RATE - 1.5 < starts[-1] < samples.size / SAMPLE_RATE
+    speaker.say("Anna.", "en-us", 165, 50)
+    assert [word.text for word in speaker.words] == ["Anna"]
+
+
 def test_a_missing_package_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
     with pytest.raises(ModuleNotFoundError, match="pip install espeakng-loader"):
