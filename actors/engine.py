@@ -113,7 +113,8 @@ class Engine:
     """`vllm.LLM` with the settings reinforcement learning needs.
 
     Prefix caching is on (the G samples of a prompt share its key-value blocks) and log-probabilities are of the
-    distribution after temperature, so an importance ratio of an unchanged policy is one.
+    distribution after temperature, so an importance ratio of an unchanged policy is one. `receives` names the vLLM
+    weight-transfer backend that updates come by: `object_store`, `nccl` or `ipc`; None for weights that stay.
     """
 
     def __init__(
@@ -123,18 +124,18 @@ class Engine:
         *,
         dtype: str = "bfloat16",
         audio: bool = True,
-        receives_weights: bool = False,
+        receives: str | None = None,
         seed: int = 0,
     ) -> None:
         if not (Path(path) / "config.json").is_file():
             raise UserError(f"no checkpoint at {path}: config.json is missing; name a folder in Hugging Face format")
         _use_threads(config.threads)
         self.path = Path(path)
-        self._llm = LLM(**_engine_arguments(self.path, config, dtype, audio, receives_weights, seed))
+        self._llm = LLM(**_engine_arguments(self.path, config, dtype, audio, receives, seed))
         self._broken = ""
         self._tokenizer = self._llm.get_tokenizer()
-        if receives_weights:
-            self._llm.init_weight_transfer_engine({"init_info": {}})
+        if receives == OBJECT_STORE:
+            self.join_transfer({})
 
     @property
     def max_model_len(self) -> int:
@@ -179,13 +180,30 @@ class Engine:
         """
         self._refuse_if_broken()
         payload.verify()
-        self._llm.start_weight_update()
-        self._broken = "a weight update was cut short; start the engine again"
+        self.start_update()
         try:
-            self._llm.update_weights({"update_info": {"payload": payload}})
+            self.take_update({"payload": payload})
         except WeightsRefused:
             self._broken = ""
             raise
+        self.finish_update()
+
+    def join_transfer(self, init_info: dict[str, Any]) -> None:
+        """Meet the sender of weight updates, as its backend's `init_info` says."""
+        self._llm.init_weight_transfer_engine({"init_info": init_info})
+
+    def start_update(self) -> None:
+        """Begin a weight update; until `finish_update` the engine holds no usable weights."""
+        self._refuse_if_broken()
+        self._llm.start_weight_update()
+        self._broken = "a weight update was cut short; start the engine again"
+
+    def take_update(self, update_info: dict[str, Any]) -> None:
+        """One piece of the update, as its backend describes it."""
+        self._llm.update_weights({"update_info": update_info})
+
+    def finish_update(self) -> None:
+        """Put the update in force and drop everything computed with the old weights."""
         self._llm.finish_weight_update()
         self._broken = ""
         self.reset_caches()
@@ -356,7 +374,7 @@ def _use_threads(threads: int) -> None:
 
 
 def _engine_arguments(
-    path: Path, config: EngineConfig, dtype: str, audio: bool, receives_weights: bool, seed: int
+    path: Path, config: EngineConfig, dtype: str, audio: bool, receives: str | None, seed: int
 ) -> dict[str, Any]:
     """Keyword arguments of `vllm.LLM`; the CPU takes an absolute key-value cache, the GPU a share of its memory."""
     arguments: dict[str, Any] = {
@@ -380,9 +398,9 @@ def _engine_arguments(
     if audio:
         register_models()
         arguments |= {"limit_mm_per_prompt": {"audio": 1}, "mm_processor_cache_gb": MEL_CACHE_GB}
-    if receives_weights:
+    if receives:
         register_weight_transfer()
-        arguments["weight_transfer_config"] = WeightTransferConfig(backend=OBJECT_STORE)
+        arguments["weight_transfer_config"] = WeightTransferConfig(backend=receives)
     return arguments
 
 

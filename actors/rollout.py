@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -125,6 +125,12 @@ class Rollout:
             self.refusal = str(error)
             raise
 
+    def finish_update(self, version: int) -> None:
+        """Serve what a GPU transfer has just brought, as `version`; see `Engine.start_update` for its beginning."""
+        self.engine.finish_update()
+        self.version, self._checksum, self.refusal = version, "", ""
+        self.totals.pushes += 1
+
     def metrics(self) -> dict[str, float]:
         """Totals since the start, under the names that the run's metrics use."""
         t = self.totals
@@ -233,7 +239,7 @@ class RolloutActor:
 
         family = FAMILIES[model.family]
         engine = Engine(
-            checkpoint, config.engine, dtype=model.dtype, audio=True, receives_weights=True, seed=seed + index
+            checkpoint, config.engine, dtype=model.dtype, audio=True, receives=config.backend, seed=seed + index
         )
         builder = PromptBuilder.load(Path(checkpoint), family)
         self._rollout = Rollout(engine, builder, AudioLimits(max_s=model.max_audio_s))
@@ -259,6 +265,23 @@ class RolloutActor:
             return self._rollout.receive(payload, version, rollback=rollback)
         finally:
             self._published.update(self._rollout)
+
+    def join_transfer(self, init_info: dict[str, Any]) -> None:
+        """See `Engine.join_transfer`. This and the next three are called by `learner.broadcast`, on GPUs only."""
+        self._rollout.engine.join_transfer(init_info)
+
+    def start_update(self) -> None:
+        """See `Engine.start_update`."""
+        self._rollout.engine.start_update()
+
+    def take_update(self, update_info: dict[str, Any]) -> None:
+        """See `Engine.take_update`."""
+        self._rollout.engine.take_update(update_info)
+
+    def finish_update(self, version: int) -> None:
+        """See `Rollout.finish_update`."""
+        self._rollout.finish_update(version)
+        self._published.update(self._rollout)
 
     def metrics(self) -> dict[str, float]:
         """See `Rollout.metrics`."""

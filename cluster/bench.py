@@ -110,7 +110,11 @@ def bench_rollout(config: RunConfig) -> dict[str, float]:
 
 
 def bench_sync(config: RunConfig) -> dict[str, float]:
-    """Seconds from the learner's weights to a rollout actor that serves them, gather and checksums included."""
+    """Seconds from the learner's weights to a rollout actor that serves them, gather and checksums included.
+
+    Through the object store, whatever way the recipe's own pushes go.
+    """
+    config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"sync": "full"})})
     checkpoint = assets.student_checkpoint(config.model.path, _say)
     learner, pool = LearnerGroup(config, checkpoint), RolloutPool(config, checkpoint)
     figures: dict[str, float] = {}

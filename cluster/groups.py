@@ -116,6 +116,15 @@ class LearnerGroup:
         stamps = fetch([stamp for stamp, _ in refs])
         return stamps[0], refs[0][1]
 
+    def connect(self, backend: str, rollout: RolloutPool) -> None:
+        """Open the way from GPU to GPU that `broadcast` takes."""
+        host, port = fetch(self.workers[0].address.remote())
+        self._all("connect", backend, rollout.actors, host, port)
+
+    def broadcast(self, version: int) -> None:
+        """Send the weights to the actors met in `connect`; returns when they are in force there."""
+        self._all("broadcast", version)
+
     def save(self, folder: Path, number: int, state: dict[str, Any]) -> Path:
         """See `LearnerWorker.save`."""
         return Path(self._all("save", str(folder), number, state, self.config.keep_checkpoints)[0])
@@ -203,9 +212,11 @@ class RolloutPool(Pool):
 
     def receive(self, payload: ObjectRef, stamp: WeightsVersion) -> None:
         """Put weights in force on every actor; returns when all of them serve `stamp`."""
-        versions = fetch([actor.receive.remote(payload, stamp) for actor in self.actors])
-        if any(v != stamp.version for v in versions):
-            raise RunError(f"rollout actors serve versions {versions} after a push of version {stamp.version}")
+        _check_versions(fetch([actor.receive.remote(payload, stamp) for actor in self.actors]), stamp.version)
+
+    def check_version(self, version: int) -> None:
+        """Raise `RunError` unless every actor serves `version`."""
+        _check_versions(fetch([actor.version.remote() for actor in self.actors]), version)
 
     def reset_caches(self) -> None:
         """Forget what earlier requests left in prefix and audio caches; for benchmarks."""
@@ -214,6 +225,11 @@ class RolloutPool(Pool):
     def receive_s(self) -> float:
         """The slowest actor's time to put the last push in force, in seconds."""
         return max(m["rollout/receive_s"] for m in fetch([a.metrics.remote() for a in self.actors]))
+
+
+def _check_versions(versions: Sequence[int], pushed: int) -> None:
+    if any(v != pushed for v in versions):
+        raise RunError(f"rollout actors serve versions {versions} after a push of version {pushed}")
 
 
 class JudgePool(Pool):

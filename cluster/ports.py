@@ -13,19 +13,24 @@ from ray import ObjectRef
 from cluster.groups import JudgePool, LearnerGroup, RolloutPool, fetch
 from speechsum.data import Draw
 from speechsum.prompting import PromptBuilder
-from speechsum.types import Batch, PushMode, SamplingParams, TrajectoryGroup, WeightsVersion
+from speechsum.types import Batch, PushMode, SamplingParams, TrajectoryGroup
 
 
 class RayPorts:
-    """Groups of actors as the controller sees them. `rollout` and `judge` are None in a run that needs neither."""
+    """Groups of actors as the controller sees them. `rollout` and `judge` are None in a run that needs neither.
+
+    `sync` says how weights travel: see `RolloutConfig`.
+    """
 
     def __init__(
         self, builder: PromptBuilder, learner: LearnerGroup, rollout: RolloutPool | None, judge: JudgePool | None, *,
-        run_id: str, mode: PushMode,
+        run_id: str, sync: str,
     ) -> None:  # fmt: skip
         self.builder, self.learner, self.rollout, self.judge = builder, learner, rollout, judge
-        self.run_id, self.mode = run_id, mode
-        self.stamp: WeightsVersion | None = None
+        self.run_id = run_id
+        self.mode = PushMode(sync) if sync in set(PushMode) else None
+        if self.mode is None and rollout is not None:
+            learner.connect(sync, rollout)
         self._pools: dict[ObjectRef, RolloutPool | JudgePool] = {}
 
     def generate(self, draws: Sequence[Draw], sampling: SamplingParams, version: int) -> ObjectRef:
@@ -42,16 +47,20 @@ class RayPorts:
         """See `Ports.step`."""
         return self.learner.step(batch, version)
 
-    def push(self, version: int, mode: PushMode | None = None) -> dict[str, float]:
+    def push(self, version: int) -> dict[str, float]:
         """Publish and receive; returns when every rollout actor serves `version`."""
         assert self.rollout is not None
         started = time.perf_counter()
-        self.stamp, payload = self.learner.publish(version, mode or self.mode)
-        self.rollout.receive(payload, self.stamp)
+        if self.mode is None:
+            self.learner.broadcast(version)
+            self.rollout.check_version(version)
+            return {"sync/publish_s": time.perf_counter() - started}
+        stamp, payload = self.learner.publish(version, self.mode)
+        self.rollout.receive(payload, stamp)
         return {
             "sync/publish_s": time.perf_counter() - started,
             "sync/receive_s": self.rollout.receive_s(),
-            "sync/bytes": self.stamp.bytes,
+            "sync/bytes": stamp.bytes,
         }
 
     def wait(self, handles: Sequence[ObjectRef]) -> list[ObjectRef]:

@@ -27,7 +27,7 @@ from speechsum.errors import UserError
 from speechsum.families import FAMILIES
 from speechsum.ledger import Ledger
 from speechsum.prompting import PromptBuilder
-from speechsum.types import Prompt, PushMode, Reward, ScoredGroup
+from speechsum.types import Prompt, Reward, ScoredGroup
 
 
 def run(config: RunConfig, run_dir: Path, *, address: str | None, resume: bool, overwrite: bool) -> dict[str, Any]:
@@ -165,7 +165,7 @@ class Training:
         self.stream = PromptStream(plan.train, config.seed)
         builder = PromptBuilder.load(plan.checkpoint, FAMILIES[config.model.family])
         self.ports = RayPorts(
-            builder, crew.learner, crew.rollout, crew.judge, run_id=folder.path.name, mode=PushMode(config.rollout.sync)
+            builder, crew.learner, crew.rollout, crew.judge, run_id=folder.path.name, sync=config.rollout.sync
         )
         self.progress = Progress()
         self._counted_until = time.monotonic()

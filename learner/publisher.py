@@ -23,17 +23,22 @@ class Publisher:
 
     def payload(self, version: int, mode: PushMode, tensors: Mapping[str, Tensor]) -> WeightsPayload:
         """The adapter and projector as they are, or every tensor of the model, merged."""
-        chosen = tensors if mode is PushMode.ADAPTER else dict(self._merged(tensors))
+        chosen = tensors if mode is PushMode.ADAPTER else dict(self.merged(tensors))
         return make_payload(version, mode, {n: to_numpy(t) for n, t in chosen.items()}, self.scale)
 
-    def _merged(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    def merged(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor of the model with the adapter in it, in the order of `base`."""
+        for name, weight in self.base():
+            yield name, merged_tensor(weight, name, tensors, self.scale)
+
+    def base(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor of the checkpoint, by the name it has there."""
         from safetensors import safe_open
 
         for shard in sorted(self.checkpoint.glob("*.safetensors")):
             with safe_open(shard, "pt") as source:
                 for name in source.keys():  # noqa: SIM118 (safe_open has keys but is no mapping)
-                    weight = source.get_tensor(name)
-                    yield name, merged_tensor(weight, name, tensors, self.scale)
+                    yield name, source.get_tensor(name)
 
 
 def merged_tensor(weight: Tensor, name: str, tensors: Mapping[str, Tensor], scale: float) -> Tensor:

@@ -84,6 +84,17 @@ class LearnerWorker:
         payload = self.publisher.payload(version, mode, tensors)
         return payload.version, payload
 
+    def connect(self, backend: str, actors: Sequence[Any], host: str, port: int) -> None:
+        """Meet the rollout actors for pushes from GPU to GPU: see `learner.broadcast`."""
+        from learner.broadcast import Broadcaster, MergedSource
+
+        source = MergedSource(self.publisher, self.learner.adapter, self.learner.device)
+        self.broadcaster = Broadcaster(backend, self.rank, actors, source, (host, port))
+
+    def broadcast(self, version: int) -> None:
+        """See `Broadcaster.send`."""
+        self.broadcaster.send(version)
+
     def load_adapter(self, path: str) -> None:
         """Start from the adapter in a safetensors file."""
         from safetensors.torch import load_file

@@ -104,7 +104,12 @@ class EngineConfig(Section):
 
 
 class RolloutConfig(Section):
-    """Rollout actors. Temperature and nucleus are those the learner's importance ratios are computed under."""
+    """Rollout actors. Temperature and nucleus are those the learner's importance ratios are computed under.
+
+    `sync` is what travels to them after a step, and how: `adapter` (projector and LoRA) or `full` (every tensor)
+    through Ray's object store, `nccl` or `ipc` (every tensor) from GPU to GPU by vLLM's own engines. `ipc` is for a
+    learner and rollout actors that share GPUs, `nccl` for those that do not; neither has been run on a GPU.
+    """
 
     actors: Positive = 1
     prompts_per_request: Positive = 8
@@ -112,8 +117,13 @@ class RolloutConfig(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_tokens: Positive = 48
     gpus_per_actor: Annotated[float, Field(ge=0)] = 0
-    sync: Literal["adapter", "full"] = "adapter"
+    sync: Literal["adapter", "full", "nccl", "ipc"] = "adapter"
     engine: EngineConfig = EngineConfig()
+
+    @property
+    def backend(self) -> str:
+        """vLLM's name for the weight-transfer backend that `sync` uses."""
+        return self.sync if self.sync in ("nccl", "ipc") else "object_store"
 
     @model_validator(mode="after")
     def _sampled_distribution_is_the_trained_one(self) -> Self:
@@ -273,6 +283,11 @@ class RunConfig(Section):
             raise ValueError("rollout.temperature = 0 makes all completions of a group alike; set it above 0")
         if (self.learner.backend == "nccl") != (self.learner.gpus_per_rank > 0):
             raise ValueError("learner.backend = 'nccl' goes with learner.gpus_per_rank > 0, 'gloo' with 0; change one")
+        if self.rollout.backend != "object_store" and not (self.learner.gpus_per_rank and self.rollout.gpus_per_actor):
+            raise ValueError(
+                f"rollout.sync = {self.rollout.sync!r} goes from GPU to GPU; give learner.gpus_per_rank and "
+                "rollout.gpus_per_actor a share, or set rollout.sync to 'adapter'"
+            )
         needed = self.model.max_prompt_tokens + max(self.rollout.max_tokens, self.eval.max_tokens)
         if needed > self.rollout.engine.max_model_len:
             raise ValueError(

@@ -118,7 +118,7 @@ def fit(projector: nn.Module, table: Tensor, train: tuple[Tensor, Tensor], test:
             schedule.step()
         with torch.no_grad():
             right = ((projector(test_states) @ table.T).argmax(-1) == test_tokens).float().mean()
-        print(f"epoch {epoch + 1}: loss {float(loss):.3f}, held-out frames told right {float(right):.3f}", flush=True)
+        print(f"epoch {epoch + 1}: loss {loss.item():.3f}, held-out frames told right {float(right):.3f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ SMALL = EngineConfig(threads=1, max_model_len=256, max_num_seqs=16, kv_cache_gb=
 
 @pytest.fixture(scope="module")
 def engine(tiny_path):
-    engine = Engine(tiny_path, SMALL, dtype="float32", receives_weights=True)
+    engine = Engine(tiny_path, SMALL, dtype="float32", receives="object_store")
     yield engine
     engine.close()
 

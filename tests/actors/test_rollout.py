@@ -159,7 +159,7 @@ def test_push_must_be_the_announced_one(make):
 @pytest.fixture(scope="module")
 def engine(tiny_path):
     config = EngineConfig(threads=1, max_model_len=256, max_num_seqs=16, kv_cache_gb=0.05)
-    engine = Engine(tiny_path, config, dtype="float32", receives_weights=True)
+    engine = Engine(tiny_path, config, dtype="float32", receives="object_store")
     yield engine
     engine.close()
 

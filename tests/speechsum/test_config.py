@@ -95,6 +95,7 @@ def test_an_unknown_key_comes_with_the_nearest_known_one(recipe: Path, override:
         ("stage.align.name=grpo", "stage names must differ"),
         ("rollout.top_p=0.9", "lower rollout.temperature"),
         ("rollout.max_tokens=4000", "rollout.engine.max_model_len"),
+        ("rollout.sync=nccl", "set rollout.sync to 'adapter'"),
         ("judge.kind=rubric", "judge.endpoint.url"),
         ("model.dtype=int4", "model.dtype"),
         ("stage.grpo.loss.kind=ppo", "ppo"),
