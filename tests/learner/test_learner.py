@@ -219,6 +219,20 @@ def test_learning_rate_falls_to_a_tenth(make, files):
     assert rates == pytest.approx([0.5e-3, 1e-3, 0.775e-3, 0.325e-3, 0.1e-3, 0.1e-3])
 
 
+def test_activations_computed_twice_change_nothing_but_the_work(make, files):
+    """Checkpointed layers run forward again in backward, and the step is the same."""
+    runs, steps = {}, {}
+    for on in (False, True):
+        learner = make(stage=1, learner={"activation_checkpointing": on})
+        learner.load_adapter(ranks.moved(learner.adapter()))
+        runs[on] = []
+        learner.policy.decoder.layers[0].mlp.register_forward_pre_hook(lambda *_, seen=runs[on]: seen.append(1))
+        steps[on] = step(learner, references(learner, files)), learner.adapter()
+    assert len(runs[True]) == 2 * len(runs[False]) > 0
+    same_metrics(steps[True][0], steps[False][0])
+    close(steps[True][1], steps[False][1], **SAME_WEIGHTS)
+
+
 def test_the_projector_has_its_own_rate(make, files):
     learner = make(optimizer={"lr": 1e-3, "projector_lr": 1e-5, "warmup_steps": 0, "weight_decay": 0.0})
     before = learner.adapter()
