@@ -1,12 +1,20 @@
-"""Checkpoints that many tests read and none changes."""
+"""Checkpoints that many tests read and none changes, and how every test begins."""
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests.tiny import tiny_checkpoint
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _heeds_ctrl_c() -> None:
+    """A job in the background ignores Ctrl-C and so do its children; those that tests interrupt must not."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
