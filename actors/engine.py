@@ -68,6 +68,7 @@ from speechsum.weights import WeightsPayload, WeightsRefused, to_torch
 OBJECT_STORE = "object_store"
 SAMPLING_RATE = 16_000
 KV_BLOCK = 32
+CPU_PREFILL_TOKENS = 4096
 MEL_CACHE_GB = 0.25
 
 
@@ -393,6 +394,9 @@ def _engine_arguments(
     }
     if current_platform.is_cpu():
         arguments |= {"kv_cache_memory_bytes": int(config.kv_cache_gb * 2**30), "block_size": KV_BLOCK}
+        # whole prompts only: after a part of one, vLLM winds a seeded request's generator back, which a CPU's cannot
+        arguments |= {"enable_chunked_prefill": False}
+        arguments |= {"max_num_batched_tokens": max(config.max_model_len, CPU_PREFILL_TOKENS)}
     else:
         arguments |= {"gpu_memory_utilization": config.gpu_memory_utilization}
     if audio:
