@@ -7,17 +7,19 @@ their parts. Unlike a push through the object store it carries no checksum.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
 from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
-from learner.publisher import Publisher
+from learner.publisher import Publisher, touched
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from learner.learner import Learner
 
 
 class RolloutClient:
@@ -50,18 +52,22 @@ class RolloutClient:
 
 
 class MergedSource(WeightSource):
-    """Every tensor of the model as the learner holds it, on `device`. `gather` is collective: see `Learner.adapter`."""
+    """Every tensor of the model as the learner holds it, on the learner's device. To iterate is collective."""
 
-    def __init__(self, publisher: Publisher, gather: Callable[[], dict[str, Tensor]], device: Any) -> None:
-        self.publisher, self.gather, self.device = publisher, gather, device
+    def __init__(self, publisher: Publisher, learner: Learner) -> None:
+        self.publisher, self.learner = publisher, learner
 
     def metadata(self) -> list[ParamMeta]:
-        """Names, dtypes and shapes, those of the checkpoint: merging changes none."""
-        return [ParamMeta(name, t.dtype, tuple(t.shape)) for name, t in self.publisher.base()]
+        """Names, dtypes and shapes of what iteration will yield, without gathering anything."""
+        names, dtype = set(self.learner.parameters), self.publisher.dtype
+        return [
+            ParamMeta(name, dtype if touched(name, names) else base.dtype, tuple(base.shape))
+            for name, base in self.publisher.base()
+        ]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in self.publisher.merged(self.gather()):
-            yield name, tensor.to(self.device)
+        for name, tensor in self.publisher.merged(self.learner.adapter()):
+            yield name, tensor.to(self.learner.device)
 
 
 class Broadcaster:

@@ -110,7 +110,8 @@ def export_merged(base: Path, tensors: Mapping[str, Tensor], scale: float, out: 
     unused = set(tensors)
     for shard in sorted(base.glob("*.safetensors")):
         with safe_open(shard, "pt") as source:
-            merged = {n: merged_tensor(source.get_tensor(n), n, tensors, scale) for n in source.keys()}  # noqa: SIM118
+            weights = {n: source.get_tensor(n) for n in source.keys()}  # noqa: SIM118
+        merged = {n: merged_tensor(w, n, tensors, scale, w.dtype) for n, w in weights.items()}
         save_file(merged, temporary / shard.name, metadata={"format": "pt"})
         unused -= {used for n in merged for used in (n, *pair_names(n))}
     if unused:

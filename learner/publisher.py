@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,15 +11,21 @@ from speechsum.types import PushMode
 from speechsum.weights import WeightsPayload, make_payload, to_numpy
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
 class Publisher:
-    """Makes payloads on rank 0. `checkpoint` is the frozen base that engines started from."""
+    """Makes payloads on rank 0. `checkpoint` is the frozen base that engines started from.
 
-    def __init__(self, checkpoint: Path, scale: float) -> None:
+    What training touches is sent in `dtype`, the one that learner and engines compute in: rounded to a coarser one, the
+    engines would serve other weights than the learner trains.
+    """
+
+    def __init__(self, checkpoint: Path, scale: float, dtype: torch.dtype) -> None:
         self.checkpoint = checkpoint
         self.scale = scale
+        self.dtype = dtype
 
     def payload(self, version: int, mode: PushMode, tensors: Mapping[str, Tensor]) -> WeightsPayload:
         """The adapter and projector as they are, or every tensor of the model, merged."""
@@ -29,7 +35,7 @@ class Publisher:
     def merged(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Every tensor of the model with the adapter in it, in the order of `base`."""
         for name, weight in self.base():
-            yield name, merged_tensor(weight, name, tensors, self.scale)
+            yield name, merged_tensor(weight, name, tensors, self.scale, self.dtype)
 
     def base(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor of the checkpoint, by the name it has there."""
@@ -41,9 +47,16 @@ class Publisher:
                     yield name, source.get_tensor(name)
 
 
-def merged_tensor(weight: Tensor, name: str, tensors: Mapping[str, Tensor], scale: float) -> Tensor:
-    """One tensor of the merged model: replaced, adapted, or as the base has it; always in the base's dtype."""
+def merged_tensor(weight: Tensor, name: str, tensors: Mapping[str, Tensor], scale: float, dtype: torch.dtype) -> Tensor:
+    """One tensor of the merged model: replaced or adapted, and then in `dtype`, or as the base has it."""
+    if not touched(name, tensors):
+        return weight
     if name in tensors:
-        return tensors[name].to(weight.dtype).contiguous()
+        return tensors[name].to(dtype).contiguous()
     a, b = pair_names(name)
-    return merge(weight, tensors[a], tensors[b], scale) if a in tensors else weight
+    return merge(weight.to(dtype), tensors[a], tensors[b], scale)
+
+
+def touched(name: str, adapter: Collection[str]) -> bool:
+    """Whether a tensor of the checkpoint is replaced or adapted by an adapter of these names."""
+    return name in adapter or pair_names(name)[0] in adapter

@@ -48,7 +48,7 @@ class LearnerWorker:
             timeout=timedelta(seconds=self.config.learner.collective_timeout_s),
         )  # fmt: skip
         self.learner = Learner(self.config, self.checkpoint)
-        self.publisher = Publisher(self.checkpoint, self.learner.policy.scale)
+        self.publisher = Publisher(self.checkpoint, self.learner.policy.scale, self.learner.dtype)
 
     def begin_stage(self, stage: StageConfig) -> None:
         """See `Learner.begin_stage`."""
@@ -88,7 +88,7 @@ class LearnerWorker:
         """Meet the rollout actors for pushes from GPU to GPU: see `learner.broadcast`."""
         from learner.broadcast import Broadcaster, MergedSource
 
-        source = MergedSource(self.publisher, self.learner.adapter, self.learner.device)
+        source = MergedSource(self.publisher, self.learner)
         self.broadcaster = Broadcaster(backend, self.rank, actors, source, (host, port))
 
     def broadcast(self, version: int) -> None:

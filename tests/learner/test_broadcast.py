@@ -28,12 +28,19 @@ class FakeActor:
 
 
 @pytest.fixture(scope="module")
-def policy(tiny_path):
+def learner(tiny_path):
+    """What a source reads of a `Learner`; its adapter has left zero."""
     torch.manual_seed(3)
-    policy = SpeechPolicy(FAMILY.load(tiny_path, "bfloat16"), FAMILY, LORA, train_projector=True)
-    for parameter in policy.trainable().values():
+    parameters = SpeechPolicy(FAMILY.load(tiny_path, "float32"), FAMILY, LORA, train_projector=True).trainable()
+    for parameter in parameters.values():
         torch.nn.init.normal_(parameter, std=0.05)
-    return policy
+    gathers = []
+
+    def adapter():
+        gathers.append(1)
+        return parameters
+
+    return SimpleNamespace(parameters=parameters, adapter=adapter, device=torch.device("cpu"), gathers=gathers)
 
 
 @pytest.fixture
@@ -46,11 +53,11 @@ def wire(monkeypatch):
     return sent
 
 
-def test_a_broadcast_sends_the_merged_model_and_serves_it_under_its_version(policy, tiny_path, wire):
-    publisher = Publisher(tiny_path, policy.scale)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # that of the checkpoint, and another
+def test_a_broadcast_sends_the_merged_model_and_serves_it_under_its_version(learner, tiny_path, wire, dtype):
+    publisher = Publisher(tiny_path, 2.0, dtype)
     actors = [FakeActor(), FakeActor()]
-    source = MergedSource(publisher, policy.trainable, torch.device("cpu"))
-    sender = Broadcaster("nccl", 0, actors, source, ("10.0.0.1", 4321))
+    sender = Broadcaster("nccl", 0, actors, MergedSource(publisher, learner), ("10.0.0.1", 4321))
     sender.send(7)
 
     ranks = [actor.calls[0][1]["rank_offset"] for actor in actors]
@@ -65,21 +72,16 @@ def test_a_broadcast_sends_the_merged_model_and_serves_it_under_its_version(poli
     announced = actors[0].calls[2][1]
     assert announced["names"] == [name for name, _ in wire]
     assert set(announced["names"]) == set(load_file(tiny_path / "model.safetensors"))
-    expected = publisher.payload(7, PushMode.FULL, policy.trainable()).tensors
+    expected = publisher.payload(7, PushMode.FULL, learner.parameters).tensors
     for name, tensor in wire:
         assert torch.equal(tensor, to_torch(np.array(expected[name])))
 
 
-def test_another_rank_gathers_along_and_tells_the_actors_nothing(policy, tiny_path, wire):
-    gathers = []
-
-    def gather():
-        gathers.append(1)
-        return policy.trainable()
-
+def test_another_rank_gathers_along_and_tells_the_actors_nothing(learner, tiny_path, wire):
+    learner.gathers.clear()
     actor = FakeActor()
-    source = MergedSource(Publisher(tiny_path, policy.scale), gather, torch.device("cpu"))
+    source = MergedSource(Publisher(tiny_path, 2.0, torch.float32), learner)
     Broadcaster("nccl", 1, [actor], source, ("10.0.0.1", 4321)).send(1)
-    assert gathers == [1]
+    assert learner.gathers == [1]
     assert actor.calls == []
     assert wire == []

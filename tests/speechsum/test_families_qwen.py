@@ -222,7 +222,7 @@ def test_what_is_trained_is_named_as_on_disk(path, model):
     assert len(adapted) == 7 * LAYERS
     assert whole_tensors(tensors) == ("thinker.audio_tower.proj.bias", "thinker.audio_tower.proj.weight")
     assert adapted | set(whole_tensors(tensors)) <= set(on_disk)
-    merged = {n: merged_tensor(t, n, tensors, 1.0) for n, t in on_disk.items()}
+    merged = {n: merged_tensor(t, n, tensors, 1.0, t.dtype) for n, t in on_disk.items()}
     assert {n for n in on_disk if not torch.equal(merged[n], on_disk[n])} == adapted | set(whole_tensors(tensors))
     frozen = {policy.adapter_name(n) for n, p in policy.named_parameters() if not p.requires_grad}
     assert frozen == {n for n in on_disk if n.startswith(("thinker.model.", "thinker.lm_head."))}
