@@ -213,8 +213,10 @@ class Controller:
             self.window.judged(judgement)
             self._last_judgements.append(judgement.kind if isinstance(judgement, JudgeFailure) else None)
         rewards = [j.value if isinstance(j, Reward) else None for j in scored.judgements]
-        scale = self.stage.loss.scale_by_std if self.stage.loss.kind == "grpo" else True
-        ready = Ready(lease, scored, tuple(group_advantages(rewards, scale_by_std=scale)))
+        loss = self.stage.loss
+        assert loss.kind == "grpo"
+        advantages = group_advantages(rewards, baseline=loss.baseline, scale_by_std=loss.scale_by_std)
+        ready = Ready(lease, scored, tuple(advantages))
         if reason := ready.why_not():
             self._discard(ready, reason)
         else:

@@ -147,12 +147,14 @@ class Learner:
     ) -> LossOutput:
         loss = self.stage.loss
         assert loss.kind == "grpo"
-        lengths = torch.tensor([len(c.token_ids) for c in completions])
-        advantages = torch.tensor([c.advantage for c in completions]).repeat_interleave(lengths)
-        fresh = torch.tensor([c.policy_version == policy_version for c in completions]).repeat_interleave(lengths)
+        lengths = [len(c.token_ids) for c in completions]
+        times = torch.tensor(lengths)
+        advantages = torch.tensor([c.advantage for c in completions]).repeat_interleave(times)
+        fresh = torch.tensor([c.policy_version == policy_version for c in completions]).repeat_interleave(times)
         rollout = torch.from_numpy(np.concatenate([c.logprobs for c in completions]))
         return grpo_loss(
-            logprobs, rollout.to(self.device), advantages.to(self.device), weights, fresh.to(self.device),
+            logprobs, rollout.to(self.device), advantages.to(self.device), weights, fresh.to(self.device), lengths,
+            ratio=loss.ratio, objective=loss.objective,
             clip_low=loss.clip_low, clip_high=loss.clip_high, is_cap=loss.is_cap,
         )  # fmt: skip
 

@@ -204,14 +204,30 @@ class GrpoLoss(Section):
 
     `clip_high` > `clip_low` is DAPO's clip-higher (2503.14476); `scale_by_std` false and `length_norm`
     `"max_tokens"` are Dr.GRPO (2503.20783); `is_cap` truncates the rollout/learner importance weight (TIS).
+    `ratio` and `length_norm` both `"sequence"` are GSPO (2507.18071), whose clips are far narrower: 3e-4 and 4e-4.
+    `objective` `"cispo"` (2506.13585) clips a token's weight and keeps its gradient; `clip_low` 1 is no lower bound.
+    Both matter to stale completions alone, for a fresh one's ratio is 1. `baseline` `"leave_one_out"` is RLOO's
+    (2402.14740).
     """
 
     kind: Literal["grpo"] = "grpo"
+    ratio: Literal["token", "sequence"] = "token"
+    objective: Literal["clip", "cispo"] = "clip"
     clip_low: Fraction = 0.2
     clip_high: Annotated[float, Field(ge=0)] = 0.28
+    baseline: Literal["mean", "leave_one_out"] = "mean"
     scale_by_std: bool = True
     length_norm: Literal["token", "sequence", "max_tokens"] = "token"
     is_cap: Annotated[float, Field(gt=1)] | None = 2.0
+
+    @model_validator(mode="after")
+    def _baseline_stays_independent(self) -> Self:
+        if self.baseline == "leave_one_out" and self.scale_by_std:
+            raise ValueError(
+                "loss.baseline = 'leave_one_out' keeps a reward out of its own baseline, and the group's deviation "
+                "brings it back; set loss.scale_by_std = false"
+            )
+        return self
 
 
 class StageConfig(Section):

@@ -504,11 +504,13 @@ def test_a_judge_failure_is_left_out_and_never_a_reward_of_zero() -> None:
     assert report.metrics["judge/failed_timeout"] == 1
 
 
-def test_without_scaling_the_advantage_keeps_the_size_of_the_reward() -> None:
-    ports = FakePorts(run_config(steps=1, groups=1, loss=GrpoLoss(scale_by_std=False)), lambda _: rewards(5, 1))
+@pytest.mark.parametrize(("baseline", "size"), [("mean", 2.0), ("leave_one_out", 4.0)])
+def test_without_scaling_the_advantage_keeps_the_size_of_the_reward(baseline: Any, size: float) -> None:
+    loss = GrpoLoss(baseline=baseline, scale_by_std=False)
+    ports = FakePorts(run_config(steps=1, groups=1, loss=loss), lambda _: rewards(5, 1))
     list(controller_on(ports).run())
     (sample,) = [s for shard in ports.batches[0].shards for s in shard]
-    assert [c.advantage for c in sample.completions] == [2.0, -2.0]
+    assert [c.advantage for c in sample.completions] == [size, -size]
 
 
 def test_too_many_judge_failures_stop_the_run_with_the_kinds() -> None:

@@ -297,6 +297,24 @@ def test_length_norms_of_the_recipe_reach_the_loss(make, files, norm, expected):
     assert step(learner, [group(learner, files)])["learner/loss"] == pytest.approx(-expected, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        ({"ratio": "token"}, lambda mean: -(1.28 + math.exp(-0.5)) / 2),
+        ({"ratio": "sequence"}, lambda mean: -1.0),  # what rose and what fell cancel
+        ({"ratio": "sequence", "objective": "cispo"}, lambda mean: -mean),
+    ],
+    ids=["token", "sequence", "cispo"],
+)
+def test_ratio_and_objective_of_the_recipe_reach_the_loss(make, files, loss, expected):
+    learner = make(loss=loss)
+    own = learner.logprobs([group(learner, files, (4, 2))])
+    off = [read_only(lp - np.resize([0.5, -0.5], len(lp)), "float32") for lp in own]
+    sample = group(learner, files, (4, 2), versions=(STALE, STALE), advantages=(1.0, 1.0), logprobs=off)
+    found = step(learner, [sample])["learner/loss"]
+    assert found == pytest.approx(expected(float(np.concatenate(own).mean())), rel=1e-4)
+
+
 def test_log_probs_are_recomputed_at_the_rollouts_temperature(make, files):
     learner = make(rollout={"max_tokens": 16, "temperature": 0.7})
     plain = group(learner, files)

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from learner.losses import grpo_loss, sft_loss, token_weights
 
 LOG2 = math.log(2.0)
+OPTIONS = {"ratio": "token", "objective": "clip", "clip_low": 0.2, "clip_high": 0.28, "is_cap": 2.0}
 
 
-def grpo(logprobs, rollout, advantages, *, on_policy=False, weights=None, **options):
-    """The loss of a few tokens, each of weight 1 unless given, with the leaf to read gradients from."""
+def grpo(logprobs, rollout, advantages, *, on_policy=False, weights=None, lengths=None, **options):
+    """The loss of a few tokens, each of weight 1 and in one sequence unless told, and its gradient."""
     leaf = torch.tensor(logprobs, dtype=torch.float64, requires_grad=True)
     n = len(logprobs)
     output = grpo_loss(
@@ -24,8 +25,9 @@ def grpo(logprobs, rollout, advantages, *, on_policy=False, weights=None, **opti
         torch.tensor(rollout, dtype=torch.float64),
         torch.tensor(advantages, dtype=torch.float64),
         torch.ones(n, dtype=torch.float64) if weights is None else torch.tensor(weights, dtype=torch.float64),
-        torch.full((n,), on_policy) if isinstance(on_policy, bool) else torch.tensor(on_policy),
-        **{"clip_low": 0.2, "clip_high": 0.28, "is_cap": 2.0} | options,
+        torch.full((n,), on_policy) if isinstance(on_policy, bool) else torch.tensor(on_policy, dtype=torch.bool),
+        [n] if lengths is None else lengths,
+        **OPTIONS | options,
     )
     output.loss.backward()
     return output, leaf.grad
@@ -155,22 +157,115 @@ def test_sums_carry_no_graph_and_count_what_was_clipped():
     assert not any(v.requires_grad for v in output.sums.values())
 
 
+# --- gspo ------------------------------------------------------------------------------------------------------------
+
+
+def test_all_tokens_of_a_sequence_have_its_ratio():
+    # log-ratios 2 log 2 and 0 make one ratio of 2; the second sequence keeps its own
+    logprobs, rollout = [-1.0, -1.0, -3.0], [-1.0 - 2 * LOG2, -1.0, -3.0 + LOG2]
+    options = {"ratio": "sequence", "lengths": [2, 1], "clip_low": 0.6}
+    output, gradient = grpo(logprobs, rollout, [1.0, 1.0, -1.0], clip_high=1.5, **options)
+    assert output.loss.item() == pytest.approx(-2.0 - 2.0 + 0.5)
+    assert gradient.tolist() == pytest.approx([-2.0, -2.0, 0.5])
+    output, gradient = grpo(logprobs, rollout, [1.0, 1.0, -1.0], clip_high=0.28, **options)
+    assert output.loss.item() == pytest.approx(-1.28 - 1.28 + 0.5)
+    assert gradient.tolist() == pytest.approx([0.0, 0.0, 0.5])  # a sequence is clipped as one
+    assert output.sums["clip_share"].item() == 2
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_masked_token_is_left_out_of_the_sequences_mean(bad):
+    rollout = [-1.0 - LOG2, bad, -1.0 - LOG2, bad]
+    output, gradient = grpo([-1.0] * 4, rollout, [1.0] * 4, ratio="sequence", lengths=[3, 1], clip_high=1.5)
+    assert output.loss.item() == pytest.approx(-4.0)
+    assert gradient.tolist() == pytest.approx([-2.0, 0.0, -2.0, 0.0])
+    assert output.sums["masked_tokens"].item() == 2
+    clipped, _ = grpo([-1.0] * 4, rollout, [1.0] * 4, ratio="sequence", lengths=[3, 1])
+    assert clipped.sums["clip_share"].item() == 2
+
+
+def test_a_fresh_sequence_has_ratio_one_and_each_token_its_correction():
+    output, gradient = grpo(
+        [-1.0, -1.0], [-1.0 - 2 * LOG2, -1.0 + LOG2], [1.0, 1.0],
+        ratio="sequence", on_policy=True, clip_low=0.0, clip_high=0.0,
+    )  # fmt: skip
+    assert gradient.tolist() == pytest.approx([-2.0, -0.5])
+    assert output.sums["clip_share"].item() == 0
+
+
+def test_gspo_token_has_the_gradient_of_gspo():
+    """GSPO's own objective, -A s with s = exp(mean log r), differentiated through the mean."""
+    logprobs, rollout = [-1.0, -2.0, -0.5], [-1.2, -1.9, -0.6]
+    leaf = torch.tensor(logprobs, dtype=torch.float64, requires_grad=True)
+    loss = -1.5 * torch.exp((leaf - torch.tensor(rollout, dtype=torch.float64)).mean())
+    loss.backward()
+    output, gradient = grpo(logprobs, rollout, [1.5] * 3, ratio="sequence", weights=[1 / 3] * 3)
+    assert output.loss.item() == pytest.approx(loss.item(), abs=1e-12)
+    assert gradient.tolist() == pytest.approx(leaf.grad.tolist(), abs=1e-12)
+
+
+# --- cispo -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "clip_low", "gradient", "cut"),
+    [
+        (1.20, 1.0, 0.2, -1.20, 0),
+        (1.50, 1.0, 0.2, -1.28, 1),  # cut, and yet it learns
+        (0.50, 1.0, 0.2, -0.80, 1),
+        (0.50, 1.0, 1.0, -0.50, 0),  # no lower bound
+        (0.90, -1.0, 0.2, 0.90, 0),
+        (0.50, -1.0, 0.2, 0.80, 1),
+        (1.50, -2.0, 0.2, 2.56, 1),
+        (1.50, 0.0, 0.2, 0.00, 1),
+    ],
+)
+def test_cispo_clips_the_weight_and_keeps_the_gradient(ratio, advantage, clip_low, gradient, cut):
+    output, found = grpo([-3.0], [-3.0 - math.log(ratio)], [advantage], objective="cispo", clip_low=clip_low)
+    assert found.item() == pytest.approx(gradient)
+    assert output.loss.item() == pytest.approx(-3.0 * gradient)
+    assert output.sums["clip_share"].item() == cut
+
+
+def test_cispo_corrects_a_fresh_token_and_masks_one_without_a_logprob():
+    output, gradient = grpo([-1.0, -1.0], [-1.0 + LOG2, math.nan], [1.0, 1.0], objective="cispo", on_policy=True)
+    assert output.loss.item() == pytest.approx(0.5)
+    assert gradient.tolist() == pytest.approx([-0.5, 0.0])
+
+
+def test_cispo_weighs_a_sequence_as_one():
+    output, gradient = grpo([-1.0, -3.0], [-1.0 - 2 * LOG2, -3.0], [1.0, 1.0], objective="cispo", ratio="sequence")
+    assert gradient.tolist() == pytest.approx([-1.28, -1.28])
+    assert output.loss.item() == pytest.approx(4 * 1.28)
+
+
 # --- grpo against a reference ----------------------------------------------------------------------------------------
 
 
-def slow_token(logp, rollout, advantage, weight, fresh, low, high, cap):
-    """One token's loss and its derivative by logp, by cases, in plain floats."""
+def slow_ratios(tokens, fresh, ratio):
+    """Importance ratio of each token of one sequence, in plain floats; 1 where none is known."""
+    logs = [0.0 if fresh or not math.isfinite(rollout) else logp - rollout for logp, rollout, _, _ in tokens]
+    if ratio == "token":
+        return [math.exp(log) for log in logs]
+    known = [log for log, token in zip(logs, tokens, strict=True) if math.isfinite(token[1])]
+    return [math.exp(math.fsum(known) / len(known)) if known else 1.0] * len(tokens)
+
+
+def slow_token(token, r, fresh, objective, low, high, cap):
+    """One token's loss and its derivative by logp, by cases."""
+    logp, rollout, advantage, weight = token
     if not math.isfinite(rollout):
         return 0.0, 0.0
-    if fresh:
-        correction = 1.0 if cap is None else min(math.exp(logp - rollout), cap)
-        return -weight * correction * advantage, -weight * correction * advantage
-    ratio = math.exp(logp - rollout)
-    if advantage > 0 and ratio > 1 + high:
-        return -weight * (1 + high) * advantage, 0.0
-    if advantage < 0 and ratio < 1 - low:
-        return -weight * (1 - low) * advantage, 0.0
-    return -weight * ratio * advantage, -weight * ratio * advantage
+    correction = min(math.exp(logp - rollout), cap) if fresh and cap is not None else 1.0
+    slope = -weight * correction * advantage
+    if objective == "cispo":
+        held = 1 - low if r < 1 - low else 1 + high if r > 1 + high else r
+        return slope * held * logp, slope * held
+    if advantage > 0 and r > 1 + high:
+        return slope * (1 + high), 0.0
+    if advantage < 0 and r < 1 - low:
+        return slope * (1 - low), 0.0
+    return slope * r, slope * r
 
 
 TOKEN = st.tuples(
@@ -178,40 +273,41 @@ TOKEN = st.tuples(
     st.sampled_from([-1.5, -0.3, -0.1, 0.0, 0.02, 0.2, 1.1, math.inf, math.nan]),  # rollout's is this much lower
     st.floats(-3, 3),  # advantage
     st.floats(0, 1),  # weight
-    st.booleans(),  # on policy
-)
+).map(lambda t: (t[0], t[0] - t[1], t[2], t[3]))
+SEQUENCE = st.tuples(st.lists(TOKEN, max_size=8), st.booleans())  # on policy or not
 
 
-@given(st.lists(TOKEN, max_size=30), st.floats(0, 0.9), st.floats(0, 2), st.none() | st.floats(1.01, 4))
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+@pytest.mark.parametrize("objective", ["clip", "cispo"])
+@given(st.lists(SEQUENCE, max_size=6), st.floats(0, 0.9), st.floats(0, 2), st.none() | st.floats(1.01, 4))
 @settings(max_examples=150, deadline=None)
-def test_equals_the_slow_reference(tokens, low, high, cap):
-    for _, gap, _, _, fresh in tokens:  # at a corner of the clip there is no derivative to compare
-        ratio = math.exp(gap) if math.isfinite(gap) else 0.5
-        assume(fresh or min(abs(ratio - 1 - high), abs(ratio - 1 + low)) > 1e-6)
-    columns = [list(c) for c in zip(*tokens, strict=True)] if tokens else [[] for _ in range(5)]
-    logprobs, gaps, advantages, weights, fresh = columns
-    rollout = [lp - gap for lp, gap in zip(logprobs, gaps, strict=True)]
-    rows = zip(logprobs, rollout, advantages, weights, fresh, strict=True)
-    expected = [slow_token(*row, low, high, cap) for row in rows]
-    leaf = torch.tensor(logprobs, dtype=torch.float64, requires_grad=True)
-    output = grpo_loss(
-        leaf,
-        torch.tensor(rollout, dtype=torch.float64),
-        torch.tensor(advantages, dtype=torch.float64),
-        torch.tensor(weights, dtype=torch.float64),
-        torch.tensor(fresh, dtype=torch.bool),
-        clip_low=low, clip_high=high, is_cap=cap,
+def test_equals_the_slow_reference(ratio, objective, sequences, low, high, cap):
+    expected = []
+    for tokens, fresh in sequences:
+        for token, r in zip(tokens, slow_ratios(tokens, fresh, ratio), strict=True):
+            # at a corner of the clip there is no derivative to compare
+            assume(fresh or min(abs(r - 1 - high), abs(r - 1 + low)) > 1e-6)
+            expected.append(slow_token(token, r, fresh, objective, low, high, cap))
+    columns = zip(*(token for tokens, _ in sequences for token in tokens), strict=True)
+    logprobs, rollout, advantages, weights = list(columns) or [()] * 4
+    output, gradient = grpo(
+        logprobs, rollout, advantages,
+        weights=weights, on_policy=[fresh for tokens, fresh in sequences for _ in tokens],
+        lengths=[len(tokens) for tokens, _ in sequences],
+        ratio=ratio, objective=objective, clip_low=low, clip_high=high, is_cap=cap,
     )  # fmt: skip
-    output.loss.backward()
-    assert output.loss.item() == pytest.approx(math.fsum(e[0] for e in expected), abs=1e-12)
-    np.testing.assert_allclose(leaf.grad.numpy(), [e[1] for e in expected], atol=1e-12)
+    assert output.loss.item() == pytest.approx(math.fsum(e[0] for e in expected), abs=1e-11)
+    np.testing.assert_allclose(gradient.numpy(), [e[1] for e in expected], atol=1e-12)
 
 
-def test_float32_is_exact_enough():
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+@pytest.mark.parametrize("objective", ["clip", "cispo"])
+def test_float32_is_exact_enough(ratio, objective):
     tokens = torch.linspace(-6, -0.1, 50)
     inputs = (tokens - 0.1, torch.linspace(-2, 2, 50), torch.full((50,), 0.02), torch.arange(50) % 2 == 0)
-    options = {"clip_low": 0.2, "clip_high": 0.28, "is_cap": 2.0}
-    single = grpo_loss(tokens, *inputs, **options).loss
-    double = grpo_loss(tokens.double(), *(i.double() if i.is_floating_point() else i for i in inputs), **options).loss
+    options = OPTIONS | {"ratio": ratio, "objective": objective}
+    single = grpo_loss(tokens, *inputs, [20, 30], **options).loss
+    doubles = (i.double() if i.is_floating_point() else i for i in inputs)
+    double = grpo_loss(tokens.double(), *doubles, [20, 30], **options).loss
     assert single.dtype == torch.float32
     assert single.item() == pytest.approx(double.item(), abs=1e-6)

@@ -248,8 +248,8 @@ def test_a_step_raises_what_was_better_and_lowers_what_was_worse(tiny_path, on_p
     advantages = torch.tensor([1.0, -1.0]).repeat_interleave(5)
     weights = token_weights([5, 5], loss_tokens=10, sequences=2)
     output = grpo_loss(
-        before, before.detach() - 0.01, advantages, weights, torch.full((10,), on_policy),
-        clip_low=0.2, clip_high=0.28, is_cap=2.0,
+        before, before.detach() - 0.01, advantages, weights, torch.full((10,), on_policy), [5, 5],
+        ratio="token", objective="clip", clip_low=0.2, clip_high=0.28, is_cap=2.0,
     )  # fmt: skip
     output.loss.backward()
     with torch.no_grad():

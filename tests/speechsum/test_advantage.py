@@ -11,22 +11,38 @@ from hypothesis import strategies as st
 from speechsum.advantage import group_advantages
 
 REWARDS = st.lists(st.none() | st.floats(0, 1), min_size=1, max_size=12)
+RULES = [("mean", True), ("mean", False), ("leave_one_out", False)]
 
 
 def test_grpo_by_hand():
     # mean 0.5, deviations -0.5 -0.25 0.25 0.5, population std sqrt((0.25 + 0.0625) / 2) = 0.3952847
-    found = group_advantages([0.0, 0.25, 0.75, 1.0], scale_by_std=True)
+    found = group_advantages([0.0, 0.25, 0.75, 1.0], baseline="mean", scale_by_std=True)
     assert found == pytest.approx([-1.2649111, -0.6324555, 0.6324555, 1.2649111], rel=1e-5)
 
 
 def test_dr_grpo_by_hand():
-    assert group_advantages([0.0, 0.25, 0.75, 1.0], scale_by_std=False) == pytest.approx([-0.5, -0.25, 0.25, 0.5])
+    found = group_advantages([0.0, 0.25, 0.75, 1.0], baseline="mean", scale_by_std=False)
+    assert found == pytest.approx([-0.5, -0.25, 0.25, 0.5])
 
 
-@pytest.mark.parametrize("scale", [True, False])
-def test_a_failed_judgement_is_no_low_score(scale):
-    found = group_advantages([1.0, None, 0.0, None], scale_by_std=scale)
-    size = 1.0 if scale else 0.5
+def test_rloo_by_hand():
+    # the means of the others are 2/3, 7/12, 5/12 and 1/3
+    found = group_advantages([0.0, 0.25, 0.75, 1.0], baseline="leave_one_out", scale_by_std=False)
+    assert found == pytest.approx([-2 / 3, -1 / 3, 1 / 3, 2 / 3])
+
+
+@given(REWARDS)
+def test_leave_one_out_compares_with_the_mean_of_the_others(rewards):
+    found = group_advantages(rewards, baseline="leave_one_out", scale_by_std=False)
+    for i, (reward, advantage) in enumerate(zip(rewards, found, strict=True)):
+        if advantage is not None:
+            others = [r for j, r in enumerate(rewards) if j != i and r is not None]
+            assert advantage == pytest.approx(reward - math.fsum(others) / len(others), abs=1e-12)
+
+
+@pytest.mark.parametrize(("baseline", "scale", "size"), [(*RULES[0], 1.0), (*RULES[1], 0.5), (*RULES[2], 1.0)])
+def test_a_failed_judgement_is_no_low_score(baseline, scale, size):
+    found = group_advantages([1.0, None, 0.0, None], baseline=baseline, scale_by_std=scale)
     assert found[1] is None
     assert found[3] is None
     assert [found[0], found[2]] == pytest.approx([size, -size], rel=1e-5)
@@ -37,14 +53,14 @@ def test_a_failed_judgement_is_no_low_score(scale):
     [[0.5, 0.5, 0.5], [0.5, None, 0.5], [0.3, 0.3 + 1e-9], [0.7], [None, 0.7], [None, None], []],
     ids=["equal", "equal-and-failed", "equal-but-for-noise", "single", "one-left", "none-left", "empty"],
 )
-@pytest.mark.parametrize("scale", [True, False])
-def test_nothing_to_compare_teaches_nothing(rewards, scale):
-    assert group_advantages(rewards, scale_by_std=scale) == [None] * len(rewards)
+@pytest.mark.parametrize(("baseline", "scale"), RULES)
+def test_nothing_to_compare_teaches_nothing(rewards, baseline, scale):
+    assert group_advantages(rewards, baseline=baseline, scale_by_std=scale) == [None] * len(rewards)
 
 
-@given(REWARDS, st.booleans())
-def test_same_places_zero_mean_same_order(rewards, scale):
-    found = group_advantages(rewards, scale_by_std=scale)
+@given(REWARDS, st.sampled_from(RULES))
+def test_same_places_zero_mean_same_order(rewards, rule):
+    found = group_advantages(rewards, baseline=rule[0], scale_by_std=rule[1])
     assert len(found) == len(rewards)
     pairs = [(r, a) for r, a in zip(rewards, found, strict=True) if a is not None]
     if not pairs:
@@ -57,7 +73,7 @@ def test_same_places_zero_mean_same_order(rewards, scale):
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=8), st.floats(0.1, 10), st.floats(-5, 5))
 def test_grpo_ignores_the_judges_scale_and_offset(rewards, factor, offset):
-    found = group_advantages(rewards, scale_by_std=True)
-    moved = group_advantages([factor * r + offset for r in rewards], scale_by_std=True)
+    found = group_advantages(rewards, baseline="mean", scale_by_std=True)
+    moved = group_advantages([factor * r + offset for r in rewards], baseline="mean", scale_by_std=True)
     if None not in found and None not in moved and max(rewards) - min(rewards) > 0.05:
         assert moved == pytest.approx(found, abs=1e-3)

@@ -99,11 +99,21 @@ def test_an_unknown_key_comes_with_the_nearest_known_one(recipe: Path, override:
         ("judge.kind=rubric", "judge.endpoint.url"),
         ("model.dtype=int4", "model.dtype"),
         ("stage.grpo.loss.kind=ppo", "ppo"),
+        ("stage.grpo.loss.ratio=group", "'token' or 'sequence'"),
+        ("stage.grpo.loss.objective=ppo", "'clip' or 'cispo'"),
+        ("stage.grpo.loss.baseline=leave_one_out", "set loss.scale_by_std = false"),
         ("seed=many", "'seed' = \"many\""),
     ],
 )
 def test_an_impossible_value_is_refused_with_the_remedy(recipe: Path, override: str, words: str) -> None:
     assert words in refusal(recipe, override)
+
+
+def test_the_switches_of_grpo_go_together(recipe: Path) -> None:
+    switches = ["ratio=sequence", "objective=cispo", "baseline=leave_one_out", "scale_by_std=false"]
+    loss = load_recipe(recipe, [f"stage.grpo.loss.{switch}" for switch in switches]).stage[1].loss
+    assert loss.kind == "grpo"
+    assert (loss.ratio, loss.objective, loss.baseline) == ("sequence", "cispo", "leave_one_out")
 
 
 @pytest.mark.parametrize(
