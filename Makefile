@@ -23,7 +23,7 @@ setup-dev: ## The same, with the tools for tests and linting
 
 demo: setup ## Train a small audio model on synthetic speech, then measure it
 	@$(BIN)/speechsum train recipes/demo.toml --run-dir $(DEMO) --overwrite
-	@$(BIN)/speechsum bench --run-dir $(DEMO)
+	@$(BIN)/speechsum bench --run-dir $(DEMO) --only rollout
 	@echo "To hear what it makes of a recording: $(BIN)/speechsum summarize AUDIO --checkpoint $(DEMO)/model"
 
 resume: setup ## Go on with the demo from its last checkpoint

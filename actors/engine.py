@@ -68,7 +68,7 @@ from speechsum.weights import WeightsPayload, WeightsRefused, to_torch
 OBJECT_STORE = "object_store"
 SAMPLING_RATE = 16_000
 KV_BLOCK = 32
-CPU_PREFILL_TOKENS = 4096
+CPU_PREFILL_TOKENS = 2048
 MEL_CACHE_GB = 0.25
 
 

@@ -42,6 +42,7 @@ def environment(threads: int) -> dict[str, Any]:
         "MKL_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "PASSIVE",
         "KMP_BLOCKTIME": "0",
+        "MALLOC_ARENA_MAX": "1",  # glibc gives each of torch's threads a heap of its own, and none gives back
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
     }
