@@ -32,8 +32,8 @@ from speechsum.families import FAMILIES
 from speechsum.prompting import PromptBuilder
 from speechsum.types import AudioRef, Completion, PushMode, SamplingParams, TrainingSample, TrajectoryGroup, read_only
 
-REPEATS = 5
-ROLLOUT_PROMPTS = 16
+REPEATS = 3
+ROLLOUT_PROMPTS = 8
 ROLLOUT_TOKENS = 48
 PROMPT_ONCE_GROUP = 8
 PROMPT_ONCE_AUDIO_S = 30
