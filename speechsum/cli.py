@@ -190,6 +190,14 @@ def _add_judge(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     score.add_argument("--recipe", type=Path, metavar="RECIPE", help="take the judge from this recipe")
     _add_override(score)
     score.set_defaults(command=_judge_score)
+    audit = kinds.add_parser("audit", help="can the judge tell true summaries from texts made wrong on purpose?")
+    audit.add_argument("--data", type=Path, required=True, metavar="M", help="manifest with transcripts and references")
+    audit.add_argument("--out", type=Path, required=True, metavar="F.json", help="figures; the picture is F.svg")
+    audit.add_argument("--recipe", type=Path, metavar="RECIPE", help="take the judge from this recipe")
+    audit.add_argument("--clips", type=_positive, metavar="N", help="at most so many items")
+    audit.add_argument("--seed", type=int, default=0, metavar="S", help="which swaps (default: %(default)s)")
+    _add_override(audit)
+    audit.set_defaults(command=_judge_audit)
 
 
 def _add_summarize(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -344,6 +352,27 @@ def _judge_score(options: argparse.Namespace) -> int:
 
     score_file(options.input, options.output, config)
     print(f"wrote {options.output}")
+    return 0
+
+
+def _judge_audit(options: argparse.Namespace) -> int:
+    from speechsum.config import STANDALONE, load_recipe
+
+    config = load_recipe(options.recipe or STANDALONE, options.override)
+    if options.out.suffix != ".json":
+        raise UserError(f"--out: {options.out} does not end in .json; the picture goes beside it as .svg")
+    picture = options.out.with_suffix(".svg")
+    _must_exist(options.data, "--data")
+    _must_be_writable(options.out, "--out")
+    _must_be_writable(picture, "--out")
+    _calm_threads()
+    from cluster.audit import audit_file
+
+    audit_file(
+        options.data, options.out, config, options.clips, options.seed,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )  # fmt: skip
+    print(f"wrote {options.out} and {picture}")
     return 0
 
 

@@ -58,6 +58,24 @@ def paired_difference(
     return mean_ci(differences.tolist(), groups=groups, n=n, seed=seed)
 
 
+def spearman(left: Sequence[float], right: Sequence[float]) -> float | None:
+    """Rank correlation in [-1, 1], equal values sharing the mean of their ranks; None where a side is all one value.
+
+    C. Spearman, "The Proof and Measurement of Association between Two Things", Am. J. of Psychology 15 (1904).
+    """
+    if len(left) != len(right):
+        raise ValueError(f"a correlation needs as many values on both sides, got {len(left)}, {len(right)}")
+    centred = [_ranks(_checked(side, None, 1)) - (len(side) + 1) / 2 for side in (left, right)]
+    spread = float(np.prod([np.sqrt(ranks @ ranks) for ranks in centred]))
+    return float(centred[0] @ centred[1]) / spread if spread else None
+
+
+def _ranks(values: Floats) -> Floats:
+    """Rank of each value from 1, `[n]`; of equal values each has the mean of the ranks they fill."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[place], dtype=np.float64)
+
+
 def _checked(values: Sequence[float], groups: Sequence[Hashable] | None, n: int) -> Floats:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not len(array):

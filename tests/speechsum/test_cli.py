@@ -29,6 +29,7 @@ COMMANDS = [
     "eval",
     "judge",
     "judge score",
+    "judge audit",
     "summarize",
     "bench",
 ]
@@ -119,6 +120,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ["train"],
         ["train", "r.toml", "--resume", "--overwrite"],
         ["data", "synth", "--out", "d", "--clips", "0"],
+        ["judge", "audit", "--data", "m.jsonl"],
+        ["judge", "audit", "--data", "m.jsonl", "--out", "o.json", "--clips", "0"],
         ["data", "check", "m.jsonl", "--max-audio-s", "nan"],
         ["summarize"],
     ],
@@ -278,6 +281,7 @@ def test_a_result_that_could_not_be_written_is_refused_before_the_work(
 ) -> None:
     fake_module(monkeypatch, "cluster.evaluate", evaluate_checkpoint=lambda *given: pytest.fail("worked"))
     fake_module(monkeypatch, "cluster.score", score_file=lambda *given: pytest.fail("worked"))
+    fake_module(monkeypatch, "cluster.audit", audit_file=lambda *given, **named: pytest.fail("worked"))
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "file").touch()
     monkeypatch.chdir(tmp_path)
@@ -296,6 +300,11 @@ def test_a_result_that_could_not_be_written_is_refused_before_the_work(
         ["train", "x" * 300],
         ["train", "there.toml/x"],
         ["judge", "score", "--input", "x" * 300, "--output", "o"],
+        ["judge", "audit", "--data", "nope.jsonl", "--out", "o.json"],
+        ["judge", "audit", "--data", "there.toml", "--out", "o.txt"],
+        ["judge", "audit", "--data", "there.toml", "--out", "there.toml/o.json"],
+        ["judge", "audit", "--data", "there.toml", "--out", "folder.json"],
+        ["judge", "audit", "--data", "there.toml", "--out", "o.json", "--recipe", "nope.toml"],
         ["data", "synth", "--out", "d", "--requests", "poem"],
     ],
 )
@@ -304,6 +313,7 @@ def test_wrong_paths_and_names_are_the_users_mistakes(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("there.toml").touch()
+    Path("folder.json").mkdir()
     assert cli.main(arguments) == 2
     one_sentence(capsys)
 
@@ -322,6 +332,23 @@ def test_judge_score_defaults_to_the_likelihood_judge(tmp_path: Path, monkeypatc
         "likelihood",
         "starter",
     )
+
+
+def test_judge_audit_passes_on_what_it_was_told(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Any] = []
+    fake_module(monkeypatch, "cluster.audit", audit_file=lambda *given, **named: seen.append(given))
+    data, out = tmp_path / "m.jsonl", tmp_path / "deep" / "audit.json"
+    data.touch()
+    arguments = ["judge", "audit", "--data", str(data), "--out", str(out)]
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out == f"wrote {out} and {out.with_suffix('.svg')}\n"
+    more = ["--recipe", str(recipe), "--clips", "5", "--seed", "7", "-o", "judge.kind=lexical"]
+    assert cli.main([*arguments, *more]) == 0
+    (_, _, standalone, *plain), (given, written, config, clips, seed) = seen
+    assert (standalone.name, standalone.judge.kind, plain) == ("standalone", "likelihood", [None, 0])
+    assert (given, written, config.name, config.judge.kind, clips, seed) == (data, out, "tiny", "lexical", 5, 7)
 
 
 def test_data_check_counts_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

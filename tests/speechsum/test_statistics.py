@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from speechsum.statistics import mean_ci, paired_difference
+from speechsum.statistics import mean_ci, paired_difference, spearman
 
 
 def test_equal_values_leave_no_doubt() -> None:
@@ -76,3 +76,30 @@ def test_what_cannot_be_averaged_is_refused(values: list[float], options: dict, 
 def test_pairs_must_match() -> None:
     with pytest.raises(ValueError, match="as many values before as after"):
         paired_difference([1.0], [1.0, 2.0])
+
+
+def test_rank_correlation_by_hand() -> None:
+    assert spearman([1, 2, 3], [10, 100, 1000]) == pytest.approx(1.0)
+    assert spearman([1, 2, 3], [5, 0, -5]) == pytest.approx(-1.0)
+    # Ranks 1 2 3 4 5 against 2 1 4 3 5: squared differences 1 1 1 1 0, so 1 - 6 * 4 / (5 * 24) = 0.8.
+    assert spearman([0, 1, 2, 3, 4], [0.2, 0.1, 0.4, 0.3, 0.9]) == pytest.approx(0.8)
+
+
+def test_equal_values_share_the_mean_of_their_ranks() -> None:
+    # Ranks 1 2.5 2.5 4 against 1 2 3 4, both about 2.5: 4.5 / sqrt(4.5 * 5).
+    assert spearman([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(4.5 / np.sqrt(4.5 * 5.0))
+    # Ranks 1.5 1.5 3 against 1 2 3: 1.5 / sqrt(1.5 * 2).
+    assert spearman([7, 7, 8], [1, 2, 3]) == pytest.approx(1.5 / np.sqrt(3.0))
+
+
+def test_one_value_alone_has_no_rank_correlation() -> None:
+    assert spearman([0.5, 0.5, 0.5], [1, 2, 3]) is None
+    assert spearman([1.0], [2.0]) is None
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "message"), [([1.0], [1.0, 2.0], "got 1, 2"), ([1.0, float("nan")], [1.0, 2.0], "not finite")]
+)
+def test_what_cannot_be_ranked_is_refused(left: list[float], right: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        spearman(left, right)
