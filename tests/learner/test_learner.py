@@ -415,7 +415,7 @@ def test_states_beyond_the_cache_are_encoded_again(make, files, encoded, monkeyp
     again = step(learner, samples)
     assert again["learner/loss"] == pytest.approx(first["learner/loss"], rel=1e-6)
     learner.logprobs([replace(samples[0], prompt_ids=learner.prompts.expand(samples[0].prompt_ids.tolist(), 25))])
-    assert encoded.count(16_000) == 2
+    assert encoded.count(16_000) == 3  # by the first step, by the second and for the log-probs
     assert learner._states_bytes == 0
 
 
@@ -427,7 +427,7 @@ def test_the_placeholder_of_the_data_becomes_one_for_each_audio_token(make, file
         for s, seconds in zip(samples, ranks.SECONDS, strict=True)
     ]
     other = make(stage=1)
-    assert step(learner, samples)["learner/loss"] == step(other, expanded)["learner/loss"]
+    assert step(learner, samples)["learner/loss"] == pytest.approx(step(other, expanded)["learner/loss"], rel=1e-6)
 
 
 def test_another_recording_than_the_engines_is_refused(make, files):
