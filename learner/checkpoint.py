@@ -25,15 +25,19 @@ if TYPE_CHECKING:
 
 ADAPTER = "adapter.safetensors"
 OPTIMIZER = "optimizer.safetensors"
+REFERENCE = "reference.safetensors"
 STATE = "state.json"
 MANIFEST = "MANIFEST.json"
 
 
 def save_checkpoint(
     folder: Path, number: int, tensors: Mapping[str, Tensor], moments: Mapping[str, Tensor], state: dict[str, Any],
-    keep: int,
+    keep: int, reference: Mapping[str, Tensor] | None = None,
 ) -> Path:  # fmt: skip
-    """Write `folder/step_<number>` and remove all but the newest `keep`. Returns the new folder."""
+    """Write `folder/step_<number>` and remove all but the newest `keep`. Returns the new folder.
+
+    `reference` are a stage's first weights, where its loss reads them.
+    """
     from safetensors.torch import save_file
 
     final = folder / f"step_{number:06d}"
@@ -42,8 +46,10 @@ def save_checkpoint(
     temporary.mkdir(parents=True)
     save_file(dict(tensors), temporary / ADAPTER)
     save_file(dict(moments), temporary / OPTIMIZER)
+    if reference:
+        save_file(dict(reference), temporary / REFERENCE)
     (temporary / STATE).write_text(json.dumps(state, indent=1))
-    files = {name: _fingerprint(temporary / name) for name in (ADAPTER, OPTIMIZER, STATE)}
+    files = {path.name: _fingerprint(path) for path in sorted(temporary.iterdir())}
     (temporary / MANIFEST).write_text(json.dumps({"format": 1, "files": files}, indent=1))
     for path in (*temporary.iterdir(), temporary):
         _flush(path)
@@ -80,10 +86,12 @@ def verify(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
         files = json.loads((path / MANIFEST).read_text())["files"]
-        expected = {name: files[name] for name in (ADAPTER, OPTIMIZER, STATE)}
-    except (OSError, ValueError, KeyError, TypeError):
+        complete = {ADAPTER, OPTIMIZER, STATE} <= files.keys()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        complete = False
+    if not complete:
         return f"{path} has no readable {MANIFEST}"
-    for name, fingerprint in expected.items():
+    for name, fingerprint in files.items():
         if not (path / name).is_file() or _fingerprint(path / name) != fingerprint:
             return f"{path / name} is missing or differs from its manifest"
     return None
@@ -94,6 +102,13 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], d
     from safetensors.torch import load_file
 
     return load_file(path / ADAPTER), load_file(path / OPTIMIZER), json.loads((path / STATE).read_text())
+
+
+def load_reference(path: Path) -> dict[str, Tensor]:
+    """The reference of a verified checkpoint; empty where its stage had none."""
+    from safetensors.torch import load_file
+
+    return load_file(path / REFERENCE) if (path / REFERENCE).is_file() else {}
 
 
 def export_merged(base: Path, tensors: Mapping[str, Tensor], scale: float, out: Path) -> Path:

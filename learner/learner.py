@@ -5,10 +5,12 @@ Every public method is collective: all ranks call it in the same order with the 
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +20,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from learner.losses import LossOutput, grpo_loss, sft_loss, token_weights
+from learner.losses import LossOutput
 from learner.model import PackedRows, SpeechPolicy, audio_states, pack
+from learner.objective import PAIR_MEANS, SUMS, TOKEN_MEANS, Counts, Objective, Scores
 from learner.parallelize import shard
 from speechsum.audio import AudioLimits, augment_audio, load_audio
 from speechsum.batching import microbatches
@@ -66,8 +69,11 @@ class Learner:
     # --- stages -------------------------------------------------------------------------------------------------
 
     def begin_stage(self, stage: StageConfig) -> None:
-        """A fresh optimizer for `stage`; weights stay as the last stage left them."""
+        """A fresh optimizer for `stage`; weights stay as the last stage left them, and are its reference."""
         self.stage = stage
+        self.objective = Objective(stage.loss, self.config.rollout.max_tokens)
+        self._reference = self._local_copy() if self.objective.reads_reference else {}
+        self._reference_logprobs: dict[bytes, Tensor] = {}
         chosen = stage.optimizer
         lora = [p for n, p in self.parameters.items() if "lora_" in n]
         projector = [p for n, p in self.parameters.items() if "lora_" not in n]
@@ -102,11 +108,13 @@ class Learner:
         and is counted in `learner/skipped`.
         """
         started = time.perf_counter()
-        totals: dict[str, float] = {}
+        counts = Counts(loss_tokens, sequences)
+        totals = {"loss": 0.0, "entropy": 0.0}
         padded = 0
-        samples = [self._expanded(s) for s in samples]
-        for group in self._equal_microbatches(samples):
-            rows, output, sums = self._forward_loss(group, loss_tokens, sequences, policy_version)
+        groups = self._equal_microbatches([self._expanded(s) for s in samples])
+        references = self._reference_scores(groups)
+        for group, reference in zip(groups, references, strict=True):
+            rows, output, sums = self._forward_loss(group, reference, counts, policy_version)
             output.loss.backward()
             padded += rows.tokens
             for name, value in sums.items():
@@ -120,50 +128,31 @@ class Learner:
             self.optimizer_step += 1
         self.optimizer.zero_grad()
         seconds = time.perf_counter() - started
-        return _step_metrics(totals, loss_tokens, norm, lr, seconds) | {"learner/skipped": float(skipped)}
+        return _step_metrics(totals, counts, norm, lr, seconds) | {"learner/skipped": float(skipped)}
 
     def _forward_loss(
-        self, group: list[TrainingSample], loss_tokens: int, sequences: int, policy_version: int
+        self, group: list[TrainingSample], reference: Tensor, counts: Counts, policy_version: int
     ) -> tuple[PackedRows, LossOutput, dict[str, Tensor]]:
-        rows, logprobs, entropy = self._forward(group, self._temperature(), augment=self._augments())
+        """The loss of a microbatch with its graph. A filler's is the sum of all that is computed, times zero."""
+        rows, logprobs, entropy, candidates = self._forward(
+            group, self._temperature(), augment=self._augments(), candidates=self.objective.reads_candidates
+        )
+        if _is_filler(group):
+            output = LossOutput(0.0 * (logprobs.sum() + candidates.sum()), {})
+            return rows, output, {}
         completions = [c for s in group for c in s.completions]
-        lengths = [len(c.token_ids) for c in completions]
-        norm = self.stage.loss.length_norm if self.stage.loss.kind == "grpo" else "token"
-        weights = token_weights(
-            lengths, loss_tokens=loss_tokens, sequences=sequences, norm=norm, max_tokens=self.config.rollout.max_tokens
-        ).to(self.device)
-        if not loss_tokens or group[0].prompt_id == FILLER:
-            weights = torch.zeros_like(weights)
-        if self.stage.loss.kind == "sft":
-            output = sft_loss(logprobs, weights)
-        else:
-            output = self._grpo(logprobs, weights, completions, policy_version)
+        weights = self.objective.weights([len(c.token_ids) for c in completions], counts).to(self.device)
+        output = self.objective(Scores(logprobs, candidates, reference), weights, completions, counts, policy_version)
         real = (weights > 0).float()
         sums = {"loss": output.loss.detach(), "entropy": (entropy * real).sum()}
-        return rows, output, sums | ({} if group[0].prompt_id == FILLER else output.sums)
-
-    def _grpo(
-        self, logprobs: Tensor, weights: Tensor, completions: list[Completion], policy_version: int
-    ) -> LossOutput:
-        loss = self.stage.loss
-        assert loss.kind == "grpo"
-        lengths = [len(c.token_ids) for c in completions]
-        times = torch.tensor(lengths)
-        advantages = torch.tensor([c.advantage for c in completions]).repeat_interleave(times)
-        fresh = torch.tensor([c.policy_version == policy_version for c in completions]).repeat_interleave(times)
-        rollout = torch.from_numpy(np.concatenate([c.logprobs for c in completions]))
-        return grpo_loss(
-            logprobs, rollout.to(self.device), advantages.to(self.device), weights, fresh.to(self.device), lengths,
-            ratio=loss.ratio, objective=loss.objective,
-            clip_low=loss.clip_low, clip_high=loss.clip_high, is_cap=loss.is_cap,
-        )  # fmt: skip
+        return rows, output, sums | output.sums
 
     def logprobs(self, samples: Sequence[TrainingSample], temperature: float = 1.0) -> list[np.ndarray]:
         """Log-probs [R] of every completion of every sample, in order. Each rank runs all of them."""
         with torch.no_grad():
             result = []
             for sample in samples:
-                _, logprobs, _ = self._forward([sample], temperature)
+                _, logprobs, _, _ = self._forward([sample], temperature)
                 lengths = [len(c.token_ids) for c in sample.completions]
                 result += [part.float().cpu().numpy() for part in logprobs.split(lengths)]
         self.policy.reshard()  # no backward follows that would: the next forward must not see these weights still
@@ -178,16 +167,17 @@ class Learner:
         return [-NEAR_ZERO * cold <= TIE_NATS for cold in self.logprobs(samples, NEAR_ZERO)]
 
     def _temperature(self) -> float:
-        """What the engine sampled at; references were sampled by nobody."""
-        return 1.0 if self.stage.loss.kind == "sft" else (self.config.rollout.temperature or 1.0)
+        """What the engine sampled at, where the loss compares with that; the model's own distribution otherwise."""
+        return (self.config.rollout.temperature or 1.0) if self.objective.compares_with_rollout else 1.0
 
     def _augments(self) -> bool:
         """Whether recordings are disturbed while they are trained on; what the engine heard never is."""
         return self.stage.loss.kind == "sft" and self.config.data.augment != AugmentConfig()
 
     def _forward(
-        self, group: Sequence[TrainingSample], temperature: float, *, augment: bool = False
-    ) -> tuple[PackedRows, Tensor, Tensor]:
+        self, group: Sequence[TrainingSample], temperature: float, *, augment: bool = False, candidates: bool = False
+    ) -> tuple[PackedRows, Tensor, Tensor, Tensor]:
+        """The rows and what `SpeechPolicy` says of them; `candidates` asks for those of the teacher, too."""
         rows = pack(group, self.prompts.end_id)
         rows = PackedRows(**{k: getattr(rows, k).to(self.device) for k in PackedRows.__dataclass_fields__})
         audio = self._audio(group, augment=augment)
@@ -197,23 +187,89 @@ class Learner:
                 f"the engine saw {placeholders} audio tokens and the learner encoded {len(audio)}: "
                 "rollout and learner disagree on the recording"
             )
-        logprobs, entropy = self.policy(
-            rows, audio, self.prompts.audio_id, temperature, self.config.learner.logprob_chunk
+        top = _top_ids(group) if candidates else torch.zeros(len(rows.targets), 0, dtype=torch.long)
+        logprobs, entropy, others = self.policy(
+            rows, audio, self.prompts.audio_id, top.to(self.device), temperature, self.config.learner.logprob_chunk
         )
-        return rows, logprobs, entropy
+        return rows, logprobs, entropy, others
+
+    # --- the reference ------------------------------------------------------------------------------------------
+
+    def _reference_scores(self, groups: Sequence[list[TrainingSample]]) -> list[Tensor]:
+        """Log-probs [N] of each microbatch under the stage's first weights, each completion's computed once.
+
+        Forwards are collective, so one rank that lacks a completion's makes all of them run.
+        """
+        if not self.objective.reads_reference:
+            return [torch.empty(0, device=self.device)] * len(groups)
+        known = self._reference_logprobs
+        lacking = any(_identity(s, c) not in known for group in groups for s in group for c in s.completions)
+        if self._any_rank(lacking):
+            with torch.no_grad(), self._as_at_first():
+                for group in groups:
+                    _, logprobs, _, _ = self._forward(group, self._temperature())
+                    completions = [(s, c) for s in group for c in s.completions]
+                    parts = logprobs.split([len(c.token_ids) for _, c in completions])
+                    known |= {_identity(*c): part.clone() for c, part in zip(completions, parts, strict=True)}
+        scores = [torch.cat([known[_identity(s, c)] for s in group for c in s.completions]) for group in groups]
+        if self.stage.kind.completions == "rollout":
+            known.clear()  # nobody will write these again
+        return scores
+
+    @contextlib.contextmanager
+    def _as_at_first(self) -> Iterator[None]:
+        """The stage's first weights in force, and the present ones again afterwards."""
+        present = self._local_copy()
+        self._put(self._reference)
+        try:
+            yield
+        finally:
+            self.policy.reshard()  # or the next forward would see these weights still
+            self._put(present)
+
+    def _local_copy(self) -> dict[str, Tensor]:
+        """This rank's part of every trainable tensor."""
+        return {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    def _put(self, tensors: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors[name])
+
+    def reference(self) -> dict[str, Tensor]:
+        """The stage's first weights in full, on the CPU; empty where its loss reads none. A gather on all ranks."""
+        return {name: _full(t).to("cpu", copy=True) for name, t in self._reference.items()}
+
+    def load_reference(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `reference` gave, on any number of ranks; between two stages there is none to restore."""
+        for name, target in self._reference.items() if tensors else ():
+            _assign(target, tensors[name])
+
+    # --- microbatches -------------------------------------------------------------------------------------------
 
     def _equal_microbatches(self, samples: Sequence[TrainingSample]) -> list[list[TrainingSample]]:
         """As many microbatches on every rank: a rank that has fewer runs weightless ones, or collectives would hang."""
         mine = microbatches(samples, self.config.learner.microbatch_tokens)
-        most = torch.tensor([len(mine)], device=self.device)
+        filler = [_filler(self.prompts.end_id)]
+        return mine + [filler] * (self._most(len(mine)) - len(mine))
+
+    def _any_rank(self, flag: bool) -> bool:
+        return bool(self._most(int(flag)))
+
+    def _most(self, number: int) -> int:
+        """The greatest of the ranks' numbers."""
+        most = torch.tensor([number], device=self.device)
         dist.all_reduce(most, op=dist.ReduceOp.MAX)
-        return mine + [[_filler(self.prompts.end_id)]] * (int(most) - len(mine))
+        return int(most)
 
     def _all_reduce(self, totals: dict[str, float]) -> dict[str, float]:
-        names = sorted(SUMMED)
-        values = torch.tensor([totals.get(n, 0.0) for n in names], dtype=torch.float64, device=self.device)
+        """Sums over the ranks, of what any of them has: a rank may have had fillers alone."""
+        there = torch.tensor([float(n in totals) for n in SUMMED])
+        sums = torch.tensor([totals.get(n, 0.0) for n in SUMMED])
+        values = torch.stack([there, sums]).to(device=self.device, dtype=torch.float64)
         dist.all_reduce(values)
-        return dict(zip(names, values.tolist(), strict=True))
+        some, summed = values.tolist()
+        return {n: total for n, anywhere, total in zip(SUMMED, some, summed, strict=True) if anywhere}
 
     def _expanded(self, sample: TrainingSample) -> TrainingSample:
         """A sample from data carries one placeholder; here, where the clip is heard, it becomes one per audio token."""
@@ -225,8 +281,11 @@ class Learner:
     # --- audio --------------------------------------------------------------------------------------------------
 
     def _audio(self, group: Sequence[TrainingSample], *, augment: bool = False) -> Tensor:
-        """Encoder states [A, D] of the group's clips in row order; a clip is encoded once and kept unless augmented."""
-        group = [s for s in group if s.prompt_id != FILLER]
+        """Encoder states [A, D] of the group's clips in row order; a clip is encoded once and kept unless augmented.
+
+        A prompt without a placeholder reads a transcript, and its recording stays closed.
+        """
+        group = [s for s in group if self.prompts.audio_id in s.prompt_ids]
         if not group:
             return torch.zeros(0, self.policy.audio_width, device=self.device)
         if augment:
@@ -294,13 +353,30 @@ class Learner:
 
 
 FILLER = "\0filler"
-SUMMED = ("loss", "entropy", "clip_share", "is_weight_mean", "logprob_gap", "masked_tokens", "padded_tokens")
+SUMMED = ("loss", "entropy", "padded_tokens", *TOKEN_MEANS, *PAIR_MEANS, *SUMS)
 
 
 def _filler(end_id: int) -> TrainingSample:
     """A sample without weight, for ranks that have run out."""
     completion = Completion(read_only([end_id, end_id], "int32"), read_only([0.0, 0.0], "float32"), 0.0, 0)
     return TrainingSample(FILLER, AudioRef(""), read_only([end_id, end_id], "int32"), (completion,))
+
+
+def _is_filler(group: Sequence[TrainingSample]) -> bool:
+    return group[0].prompt_id == FILLER
+
+
+def _top_ids(group: Sequence[TrainingSample]) -> Tensor:
+    """The teacher's likeliest tokens [N, K] in the place of each response token; a filler has none."""
+    if _is_filler(group):
+        return torch.zeros(sum(s.response_tokens for s in group), 1, dtype=torch.long)
+    taught = [c.teacher for s in group for c in s.completions]
+    return torch.from_numpy(np.concatenate([t.top_ids for t in taught if t])).long()
+
+
+def _identity(sample: TrainingSample, completion: Completion) -> bytes:
+    """Equal for the same words in answer to the same prompt."""
+    return hashlib.blake2b(sample.prompt_id.encode() + b"\0" + completion.token_ids.tobytes(), digest_size=16).digest()
 
 
 def _full(tensor: Tensor) -> Tensor:
@@ -319,10 +395,9 @@ def _assign(target: Tensor, value: Tensor) -> None:
         target.copy_(value)
 
 
-def _step_metrics(
-    totals: dict[str, float], loss_tokens: int, norm: float, lr: float, seconds: float
-) -> dict[str, float]:
-    tokens = max(loss_tokens, 1)
+def _step_metrics(totals: dict[str, float], counts: Counts, norm: float, lr: float, seconds: float) -> dict[str, float]:
+    """Sums over all ranks as the step's metrics; what the stage's loss does not speak of is left out."""
+    tokens, pairs = max(counts.loss_tokens, 1), max(counts.sequences // 2, 1)
     metrics = {
         "learner/loss": totals["loss"],
         "learner/grad_norm": norm,
@@ -332,7 +407,6 @@ def _step_metrics(
         "learner/tokens_per_s": totals["padded_tokens"] / seconds,
         "learner/step_s": seconds,
     }
-    if totals["is_weight_mean"]:
-        metrics |= {f"learner/{n}": totals[n] / tokens for n in ("clip_share", "is_weight_mean", "logprob_gap")}
-        metrics["learner/masked_tokens"] = totals["masked_tokens"]
-    return metrics
+    metrics |= {f"learner/{n}": totals[n] / tokens for n in TOKEN_MEANS if n in totals}
+    metrics |= {f"learner/{n}": totals[n] / pairs for n in PAIR_MEANS if n in totals}
+    return metrics | {f"learner/{n}": totals[n] for n in SUMS if n in totals}

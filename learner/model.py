@@ -112,11 +112,13 @@ class SpeechPolicy(nn.Module):
         self.projector.requires_grad_(train_projector).float()
 
     def forward(
-        self, rows: PackedRows, audio: Tensor, audio_id: int, temperature: float, chunk: int
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probs [N] float32 of the targets at `temperature`, and the entropy [N] without gradient.
+        self, rows: PackedRows, audio: Tensor, audio_id: int, candidates: Tensor, temperature: float, chunk: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probs [N] float32 of the targets at `temperature`, their entropy [N] without gradient, and candidates.
 
-        `audio` [A, D] holds encoder states in row order, one for each place in `rows.heard(audio_id)`.
+        `audio` [A, D] holds encoder states in row order, one for each place in `rows.heard(audio_id)`. `candidates`
+        [N, K] are other tokens of interest in each target's place; their log-probs come as [N, K + 1], the last being
+        that of all tokens besides, or as [N, 0] where K is 0.
         """
         embeds = self.decoder.get_input_embeddings()(rows.ids)
         heard = self.projector(audio.to(self.projector_dtype)).to(embeds.dtype)
@@ -129,10 +131,11 @@ class SpeechPolicy(nn.Module):
         ).last_hidden_state
         wanted = hidden.flatten(0, 1)[rows.predictors]
         parts = [
-            checkpoint(self._score, h, t, temperature, use_reentrant=False)
-            for h, t in zip(wanted.split(chunk), rows.targets.split(chunk), strict=True)
+            checkpoint(self._score, h, t, c, temperature, use_reentrant=False)
+            for h, t, c in zip(wanted.split(chunk), rows.targets.split(chunk), candidates.split(chunk), strict=True)
         ]
-        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+        logprobs, entropy, others = (torch.cat(part) for part in zip(*parts, strict=True))
+        return logprobs, entropy, others
 
     @property
     def projector_dtype(self) -> torch.dtype:
@@ -144,13 +147,19 @@ class SpeechPolicy(nn.Module):
         """D of the encoder states: what the projector's first linear layer takes."""
         return next(m.in_features for m in self.projector.modules() if isinstance(m, nn.Linear))
 
-    def _score(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def _score(
+        self, hidden: Tensor, targets: Tensor, candidates: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Full-vocabulary logits of a chunk; recomputed in backward, so they never live together."""
         logits = nn.functional.linear(hidden.float(), self.head.weight.float()) / temperature
         logprobs = logits.log_softmax(-1)
         with torch.no_grad():
             entropy = -(logprobs.exp() * logprobs).sum(-1)
-        return logprobs.gather(-1, targets[:, None])[:, 0], entropy
+        others = logprobs.new_zeros(len(targets), 0)
+        if candidates.shape[1]:
+            rest = logprobs.scatter(-1, candidates, -torch.inf).logsumexp(-1, keepdim=True)
+            others = torch.cat([logprobs.gather(-1, candidates), rest], -1)
+        return logprobs.gather(-1, targets[:, None])[:, 0], entropy, others
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Trainable parameters by the name they travel under: see `adapter_name`."""

@@ -104,16 +104,18 @@ class LearnerWorker:
     def save(self, folder: str, number: int, state: dict[str, Any], keep: int) -> str | None:
         """Checkpoint weights, optimizer and `state`; gives the folder on rank 0."""
         tensors, moments = self.learner.adapter(), self.learner.optimizer_state()
+        reference = self.learner.reference()
         if self.rank:
             return None
         state = state | {"optimizer_step": self.learner.optimizer_step}
-        return str(checkpoints.save_checkpoint(Path(folder), number, tensors, moments, state, keep))
+        return str(checkpoints.save_checkpoint(Path(folder), number, tensors, moments, state, keep, reference))
 
     def restore(self, path: str) -> None:
         """Continue from a checkpoint that verified. The stage must have begun."""
         tensors, moments, state = checkpoints.load_checkpoint(Path(path))
         self.learner.load_adapter(tensors)
         self.learner.load_optimizer_state(moments, int(state["optimizer_step"]))
+        self.learner.load_reference(checkpoints.load_reference(Path(path)))
 
     def export(self, out: str) -> None:
         """A merged Hugging Face checkpoint at `out`."""

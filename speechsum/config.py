@@ -12,23 +12,17 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from speechsum.errors import UserError
+from speechsum.objectives import LOSSES, Loss, OpdLoss
+from speechsum.section import Fraction, NonNegative, Positive, Section
+from speechsum.stages import StageKind, kind_of
 
 STARTER = "starter"
 
 STANDALONE = Path(__file__).with_name("standalone.toml")
 """The recipe of the commands that take none."""
-
-Positive = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Section(BaseModel):
-    """Base of every table: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
 class LoraConfig(Section):
@@ -113,10 +107,10 @@ class RolloutConfig(Section):
 
     actors: Positive = 1
     prompts_per_request: Positive = 8
-    temperature: Annotated[float, Field(ge=0)] = 1.0
+    temperature: NonNegative = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_tokens: Positive = 48
-    gpus_per_actor: Annotated[float, Field(ge=0)] = 0
+    gpus_per_actor: NonNegative = 0
     sync: Literal["adapter", "full", "nccl", "ipc"] = "adapter"
     engine: EngineConfig = EngineConfig()
 
@@ -155,7 +149,7 @@ class JudgeConfig(Section):
     kind: Literal["likelihood", "rubric", "lexical"] = "likelihood"
     actors: Positive = 1
     path: str = STARTER
-    gpus_per_actor: Annotated[float, Field(ge=0)] = 0
+    gpus_per_actor: NonNegative = 0
     endpoint: EndpointConfig = EndpointConfig()
     engine: EngineConfig = EngineConfig()
     max_failure_share: Fraction = 0.2
@@ -168,13 +162,28 @@ class JudgeConfig(Section):
         return self
 
 
+class TeacherConfig(Section):
+    """A text model that reads the transcript. `path` is a checkpoint folder, `starter` or empty for none.
+
+    A starter's `adapter` is named as in `model.adapter`; `teacher` is the one that was raised on transcripts. Teacher
+    and student have to share their token ids, which is checked before anything is trained.
+    """
+
+    path: str = ""
+    adapter: str = "none"
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    actors: Positive = 1
+    gpus_per_actor: NonNegative = 0
+    engine: EngineConfig = EngineConfig()
+
+
 class OptimizerConfig(Section):
     """AdamW (Loshchilov & Hutter 2019) with linear warm-up, then constant or cosine."""
 
     lr: Annotated[float, Field(gt=0)] = 1e-4
     projector_lr: Annotated[float, Field(gt=0)] | None = None
     betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: NonNegative = 0.0
     warmup_steps: Annotated[int, Field(ge=0)] = 2
     schedule: Literal["constant", "cosine"] = "constant"
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
@@ -185,7 +194,7 @@ class LearnerConfig(Section):
 
     ranks: Positive = 2
     threads_per_rank: Positive = 1
-    gpus_per_rank: Annotated[float, Field(ge=0)] = 0
+    gpus_per_rank: NonNegative = 0
     backend: Literal["gloo", "nccl"] = "gloo"
     microbatch_tokens: Positive = 4096
     logprob_chunk: Positive = 1024
@@ -193,61 +202,39 @@ class LearnerConfig(Section):
     collective_timeout_s: Positive = 300
 
 
-class SftLoss(Section):
-    """Negative log-likelihood of the reference, averaged over all response tokens of the step."""
-
-    kind: Literal["sft"] = "sft"
-
-
-class GrpoLoss(Section):
-    """GRPO (arXiv 2402.03300) with its accepted corrections as switches.
-
-    `clip_high` > `clip_low` is DAPO's clip-higher (2503.14476); `scale_by_std` false and `length_norm`
-    `"max_tokens"` are Dr.GRPO (2503.20783); `is_cap` truncates the rollout/learner importance weight (TIS).
-    `ratio` and `length_norm` both `"sequence"` are GSPO (2507.18071), whose clips are far narrower: 3e-4 and 4e-4.
-    `objective` `"cispo"` (2506.13585) clips a token's weight and keeps its gradient; `clip_low` 1 is no lower bound.
-    Both matter to stale completions alone, for a fresh one's ratio is 1. `baseline` `"leave_one_out"` is RLOO's
-    (2402.14740).
-    """
-
-    kind: Literal["grpo"] = "grpo"
-    ratio: Literal["token", "sequence"] = "token"
-    objective: Literal["clip", "cispo"] = "clip"
-    clip_low: Fraction = 0.2
-    clip_high: Annotated[float, Field(ge=0)] = 0.28
-    baseline: Literal["mean", "leave_one_out"] = "mean"
-    scale_by_std: bool = True
-    length_norm: Literal["token", "sequence", "max_tokens"] = "token"
-    is_cap: Annotated[float, Field(gt=1)] | None = 2.0
-
-    @model_validator(mode="after")
-    def _baseline_stays_independent(self) -> Self:
-        if self.baseline == "leave_one_out" and self.scale_by_std:
-            raise ValueError(
-                "loss.baseline = 'leave_one_out' keeps a reward out of its own baseline, and the group's deviation "
-                "brings it back; set loss.scale_by_std = false"
-            )
-        return self
-
-
 class StageConfig(Section):
-    """One row of the stage table: where completions come from, who scores them, which loss reads them."""
+    """One row of the stage table: where completions come from, who scores them, which loss reads them.
+
+    `reads` is what the student is given: a recording, or (in an `sft` stage, to raise a text teacher) its transcript.
+    """
 
     name: str
     steps: Positive
     groups_per_step: Positive = 8
     group_size: Positive = 1
     max_staleness: Annotated[int, Field(ge=0)] = 0
-    loss: Annotated[SftLoss | GrpoLoss, Field(discriminator="kind")]
+    reads: Literal["audio", "transcript"] = "audio"
+    loss: Annotated[Loss, Field(discriminator="kind")]
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint_every: Positive = 50
 
+    @property
+    def kind(self) -> StageKind:
+        """This stage's row of the table in `speechsum.stages`."""
+        return kind_of(self.loss)
+
     @model_validator(mode="after")
     def _group_fits_the_loss(self) -> Self:
-        if self.loss.kind == "grpo" and self.group_size < 2:
-            raise ValueError(f"stage {self.name!r}: grpo compares completions of one prompt; set group_size >= 2")
-        if self.loss.kind == "sft" and (self.group_size != 1 or self.max_staleness):
-            raise ValueError(f"stage {self.name!r}: sft trains on data; set group_size = 1 and max_staleness = 0")
+        if self.kind.completions != "rollout" and (self.group_size != 1 or self.max_staleness):
+            raise ValueError(
+                f"stage {self.name!r}: {self.loss.kind} trains on data here; set group_size = 1 and max_staleness = 0"
+            )
+        if "judge" in self.kind.scorers and self.group_size < 2:
+            raise ValueError(
+                f"stage {self.name!r}: {self.loss.kind} compares completions of one prompt; set group_size >= 2"
+            )
+        if self.reads == "transcript" and self.loss.kind != "sft":
+            raise ValueError(f"stage {self.name!r}: only an sft stage reads transcripts; set reads = 'audio'")
         return self
 
 
@@ -284,6 +271,7 @@ class RunConfig(Section):
     data: DataConfig = DataConfig()
     rollout: RolloutConfig = RolloutConfig()
     judge: JudgeConfig = JudgeConfig()
+    teacher: TeacherConfig = TeacherConfig()
     learner: LearnerConfig = LearnerConfig()
     stage: tuple[StageConfig, ...] = Field(min_length=1)
     eval: EvalConfig = EvalConfig()
@@ -297,6 +285,8 @@ class RunConfig(Section):
             raise ValueError(f"stage names must differ, got {names}")
         if self.rollout.temperature == 0 and any(s.group_size > 1 for s in self.stage):
             raise ValueError("rollout.temperature = 0 makes all completions of a group alike; set it above 0")
+        for stage in self.stage:
+            self._check_teacher(stage)
         if (self.learner.backend == "nccl") != (self.learner.gpus_per_rank > 0):
             raise ValueError("learner.backend = 'nccl' goes with learner.gpus_per_rank > 0, 'gloo' with 0; change one")
         if self.rollout.backend != "object_store" and not (self.learner.gpus_per_rank and self.rollout.gpus_per_actor):
@@ -311,6 +301,18 @@ class RunConfig(Section):
                 f"{self.rollout.engine.max_model_len}; raise the latter or lower the former"
             )
         return self
+
+    def _check_teacher(self, stage: StageConfig) -> None:
+        if "teacher" not in stage.kind.scorers:
+            return
+        if not self.teacher.path:
+            raise ValueError(f"stage {stage.name!r} asks a teacher; set teacher.path to a checkpoint, or to 'starter'")
+        by_token = not isinstance(stage.loss, OpdLoss) or stage.loss.divergence == "sampled_token"
+        if by_token and self.rollout.temperature != 1.0:
+            raise ValueError(
+                f"stage {stage.name!r} compares the teacher's log-probs with the rollout's, which have to be of one "
+                "temperature; set rollout.temperature = 1.0"
+            )
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
@@ -388,7 +390,7 @@ def _toml_value(text: str) -> Any:
 
 def _explain(error: Any) -> str:
     """One problem as a sentence: key, what is wrong, what would be right."""
-    where = ".".join(str(p) for p in error["loc"] if p not in ("sft", "grpo")) or "recipe"
+    where = ".".join(str(p) for p in error["loc"] if p not in ("sft", "grpo", "opd", "dpo")) or "recipe"
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(error["loc"][-1]), _all_keys(), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "; remove it"
@@ -403,7 +405,7 @@ def _explain(error: Any) -> str:
 
 def _all_keys() -> list[str]:
     """Every key that any section knows, for spelling hints."""
-    pending: list[type[BaseModel]] = [RunConfig, StageConfig, SftLoss, GrpoLoss]
+    pending: list[type[BaseModel]] = [RunConfig, StageConfig, *LOSSES]
     seen: dict[type[BaseModel], None] = {}
     while pending:
         section = pending.pop()

@@ -108,7 +108,7 @@ class TrajectoryGroup:
 
 
 class FailureKind(StrEnum):
-    """Why a judgement has no reward. Each kind is a metric; none is ever turned into a number."""
+    """Why a judge or a teacher has no answer. Each kind is a metric; none is ever turned into a number."""
 
     TIMEOUT = "timeout"
     UNREACHABLE = "unreachable"
@@ -164,18 +164,49 @@ class ScoredGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class TeacherLogprobs:
+    """What a text teacher, who reads the transcript, makes of every token of a completion. Teacher actor -> learner.
+
+    `sampled` [R] float32 is its log-prob of the student's own tokens; `top_ids` [R, K] int32 and `top` [R, K] float32
+    are the K tokens it finds likeliest there, best first, and their log-probs.
+    """
+
+    sampled: np.ndarray
+    top_ids: np.ndarray
+    top: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherFailure:
+    """A completion that the teacher could not read. Teacher actor -> controller, which masks it and counts `kind`."""
+
+    kind: FailureKind
+    detail: str = ""
+
+
+Lesson = TeacherLogprobs | TeacherFailure
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
-    """One sequence to train on. `logprobs` [R] is the engine's (empty for data), `advantage` a scalar for all R."""
+    """One sequence to train on. `logprobs` [R] is the engine's (empty for data), `advantage` a scalar for all R.
+
+    `teacher` is there in stages that distil, and only there.
+    """
 
     token_ids: np.ndarray
     logprobs: np.ndarray
     advantage: float
     policy_version: int
+    teacher: TeacherLogprobs | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingSample:
-    """A prompt with the completions that are trained on, kept together so the prompt runs once. Buffer -> learner."""
+    """A prompt with the completions that are trained on, kept together so the prompt runs once. Buffer -> learner.
+
+    Where the loss compares two completions, they come in pairs, the preferred one first.
+    """
 
     prompt_id: str
     audio: AudioRef

@@ -54,7 +54,13 @@ class Bench:
 
     def run(self, samples, *, temperature=1.0, chunk=1024, pad_id=2):
         """Log-probs and entropy of all response tokens."""
-        return self.policy(pack(samples, pad_id), audio_states(samples, self.states), self.audio_id, temperature, chunk)
+        nobody = torch.zeros(sum(s.response_tokens for s in samples), 0, dtype=torch.long)
+        return self.score(samples, nobody, temperature=temperature, chunk=chunk, pad_id=pad_id)[:2]
+
+    def score(self, samples, candidates, *, temperature=1.0, chunk=1024, pad_id=2):
+        """Log-probs, entropy, and the log-probs of candidates [N, K] and of all tokens besides."""
+        rows, states = pack(samples, pad_id), audio_states(samples, self.states)
+        return self.policy(rows, states, self.audio_id, candidates, temperature, chunk)
 
     def gradients(self, logprobs, weights):
         """Of a weighted sum, by parameter name."""

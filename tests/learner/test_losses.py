@@ -10,7 +10,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from learner.losses import grpo_loss, sft_loss, token_weights
+from learner.losses import distillation_loss, dpo_loss, grpo_loss, k3_penalty, sft_loss, token_weights
 
 LOG2 = math.log(2.0)
 OPTIONS = {"ratio": "token", "objective": "clip", "clip_low": 0.2, "clip_high": 0.28, "is_cap": 2.0}
@@ -311,3 +311,190 @@ def test_float32_is_exact_enough(ratio, objective):
     double = grpo_loss(tokens.double(), *doubles, [20, 30], **options).loss
     assert single.dtype == torch.float32
     assert single.item() == pytest.approx(double.item(), abs=1e-6)
+
+
+# --- the reference ---------------------------------------------------------------------------------------------------
+
+
+def test_k3_by_hand():
+    logprobs = torch.tensor([-1.0, -1.0 - LOG2, -1.0 + LOG2], dtype=torch.float64, requires_grad=True)
+    output = k3_penalty(logprobs, torch.tensor([-1.0] * 3, dtype=torch.float64), torch.tensor([1.0, 1.0, 2.0]))
+    output.loss.backward()
+    # d = 0, log 2, -log 2: e^d - d - 1 = 0, 1 - log 2, log 2 - 1/2; the slope by log-prob is 1 - e^d
+    assert output.loss.item() == pytest.approx((1 - LOG2) + 2 * (LOG2 - 0.5))
+    assert logprobs.grad.tolist() == pytest.approx([0.0, -1.0, 2 * 0.5])
+    assert output.sums["reference_kl"].item() == output.loss.item()
+
+
+# --- distillation ----------------------------------------------------------------------------------------------------
+
+
+def logs(*probabilities):
+    return torch.tensor(probabilities, dtype=torch.float64).log()
+
+
+@pytest.mark.parametrize(
+    ("divergence", "loss"),
+    [
+        # teacher (1/2, 1/4 | 1/4), student (1/4, 1/4 | 1/2): what is after the bar is the rest
+        ("forward_kl", 0.5 * LOG2 - 0.25 * LOG2),
+        ("reverse_kl", -0.25 * LOG2 + 0.5 * LOG2),
+        # mixture (3/8, 1/4 | 3/8)
+        ("jsd", 0.5 * (0.5 * math.log(4 / 3) + 0.25 * math.log(2 / 3)) * 2),
+    ],
+)
+def test_divergences_by_hand(divergence, loss):
+    student = logs([0.25, 0.25, 0.5]).requires_grad_()
+    output = distillation_loss(student, logs([0.5, 0.25]), torch.ones(1, dtype=torch.float64), divergence=divergence)
+    assert output.loss.item() == pytest.approx(loss, abs=1e-12)
+    assert output.sums["teacher_divergence"].item() == pytest.approx(loss, abs=1e-12)
+    assert output.sums["teacher_top"].item() == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
+def test_descending_moves_the_student_to_the_teacher(divergence):
+    logits = torch.zeros(1, 4, dtype=torch.float64, requires_grad=True)
+    teacher = logs([0.6, 0.3])  # of the first two tokens
+    for _ in range(600):
+        everything = logits.log_softmax(-1)
+        rest = everything[:, 2:].logsumexp(-1, keepdim=True)
+        student = torch.cat([everything[:, :2], rest], -1)
+        loss = distillation_loss(student, teacher, torch.ones(1), divergence=divergence).loss
+        (gradient,) = torch.autograd.grad(loss, logits)
+        logits = (logits - gradient).detach().requires_grad_()
+    assert logits.softmax(-1)[0].tolist() == pytest.approx([0.6, 0.3, 0.05, 0.05], abs=1e-3)
+
+
+def distribution(draw, size):
+    raw = draw(st.lists(st.floats(-6, 6), min_size=size, max_size=size))
+    return torch.tensor(raw, dtype=torch.float64).log_softmax(-1)
+
+
+@given(st.data(), st.integers(2, 9), st.sampled_from(["forward_kl", "reverse_kl", "jsd"]), st.floats(0.05, 0.95))
+@settings(max_examples=150, deadline=None)
+def test_a_divergence_over_fewer_events_is_between_nothing_and_the_whole(data, vocabulary, divergence, beta):
+    teacher, student = (distribution(data.draw, vocabulary) for _ in range(2))
+    top = teacher.topk(data.draw(st.integers(1, vocabulary - 1))).indices
+
+    def over(events):
+        """The loss where `events` are named and all others are the rest; and by plain sums over probabilities."""
+        others = torch.tensor([i for i in range(vocabulary) if i not in events.tolist()])
+        rest = student[others].logsumexp(-1, keepdim=True)
+        named = torch.cat([student[events], rest])[None]
+        found = distillation_loss(named, teacher[events][None], torch.ones(1), divergence=divergence, beta=beta)
+        p = [*teacher[events].exp().tolist(), math.fsum(teacher[others].exp().tolist())]
+        q = [*student[events].exp().tolist(), math.fsum(student[others].exp().tolist())]
+        m = [beta * a + (1 - beta) * b for a, b in zip(p, q, strict=True)]
+        kl = lambda a, b: math.fsum(x * math.log(x / y) for x, y in zip(a, b, strict=True))  # noqa: E731
+        slow = {"forward_kl": kl(p, q), "reverse_kl": kl(q, p), "jsd": beta * kl(p, m) + (1 - beta) * kl(q, m)}
+        return found.loss.item(), slow[divergence]
+
+    coarse, slow = over(top)
+    assert coarse == pytest.approx(slow, abs=1e-5)
+    assert coarse >= -1e-6
+    assert coarse <= over(teacher.topk(vocabulary - 1).indices)[1] + 1e-5
+
+
+def test_a_teacher_that_names_everything_leaves_a_finite_rest():
+    student = logs([0.9, 0.05, 0.05]).requires_grad_()
+    output = distillation_loss(student, logs([0.75, 0.2500001]), torch.ones(1), divergence="forward_kl")
+    output.loss.backward()
+    assert math.isfinite(output.loss.item())
+    assert torch.isfinite(student.grad).all()
+
+
+# --- dpo -------------------------------------------------------------------------------------------------------------
+
+DPO = {
+    "beta": 0.5, "objective": "sigmoid", "label_smoothing": 0.0, "length_normalised": False, "sft_weight": 0.0,
+}  # fmt: skip
+
+
+def dpo(logprobs, reference, lengths, **options):
+    leaf = torch.tensor(logprobs, dtype=torch.float64, requires_grad=True)
+    pairs = options.pop("pairs", len(lengths) // 2)
+    output = dpo_loss(leaf, torch.tensor(reference, dtype=torch.float64), lengths, pairs=pairs, **DPO | options)
+    output.loss.backward()
+    return output, leaf.grad
+
+
+def test_dpo_by_hand():
+    # preferred: 2 tokens, log-ratio 1.0 - 0.5 = 0.5; the other: 1 token, log-ratio -1.5; h = 2
+    output, gradient = dpo([-1.0, -2.0, -3.0], [-2.0, -1.5, -1.5], [2, 1])
+    assert output.loss.item() == pytest.approx(math.log1p(math.exp(-1.0)))
+    slope = -0.5 / (1 + math.exp(1.0))
+    assert gradient.tolist() == pytest.approx([slope, slope, -slope])  # the preferred one's tokens go up together
+    assert {k: v.item() for k, v in output.sums.items()} == {
+        "dpo_accuracy": 1.0, "dpo_margin": pytest.approx(1.0), "dpo_preferred": pytest.approx(0.5),
+    }  # fmt: skip
+
+
+def test_a_policy_at_its_reference_prefers_nothing():
+    output, gradient = dpo([-1.0, -2.0], [-1.0, -2.0], [1, 1])
+    assert output.loss.item() == pytest.approx(LOG2)
+    assert gradient.tolist() == pytest.approx([-0.25, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("options", "loss"),
+    [
+        ({"label_smoothing": 0.1}, 0.9 * math.log1p(math.exp(-1)) + 0.1 * math.log1p(math.exp(1))),
+        (
+            {"objective": "robust", "label_smoothing": 0.1},
+            (0.9 * math.log1p(math.exp(-1)) - 0.1 * math.log1p(math.exp(1))) / 0.8,
+        ),
+        ({"objective": "ipo"}, (2.0 - 1.0) ** 2),
+        ({"length_normalised": True}, math.log1p(math.exp(-0.5 * 1.75))),  # h = 0.25 + 1.5
+        ({"sft_weight": 2.0}, math.log1p(math.exp(-1)) + 2.0 * 1.5),
+        ({"pairs": 4}, math.log1p(math.exp(-1)) / 4),
+    ],
+)
+def test_dpo_variants_by_hand(options, loss):
+    assert dpo([-1.0, -2.0, -3.0], [-2.0, -1.5, -1.5], [2, 1], **options)[0].loss.item() == pytest.approx(loss)
+
+
+def test_dpo_that_is_robust_is_unbiased_under_wrong_labels():
+    right, swapped = ([-1.0, -3.0], [-2.0, -1.5]), ([-3.0, -1.0], [-1.5, -2.0])
+    noisy = [
+        dpo(*labels, [1, 1], objective="robust", label_smoothing=0.2)[0].loss.item() for labels in (right, swapped)
+    ]
+    assert 0.8 * noisy[0] + 0.2 * noisy[1] == pytest.approx(dpo(*right, [1, 1])[0].loss.item())
+
+
+PAIR = st.lists(st.tuples(st.floats(-8, -0.01), st.floats(-8, -0.01)), min_size=1, max_size=6)
+
+
+@given(
+    st.lists(st.tuples(PAIR, PAIR), min_size=1, max_size=4), st.floats(0.01, 2), st.booleans(), st.floats(0, 1),
+    st.sampled_from([("sigmoid", 0.0), ("sigmoid", 0.3), ("robust", 0.3), ("ipo", 0.0)]),
+)  # fmt: skip
+@settings(max_examples=150, deadline=None)
+def test_dpo_equals_the_slow_reference(pairs, beta, mean, sft, variant):
+    objective, e = variant
+    sequences = [sequence for pair in pairs for sequence in pair]
+    flat = [token for sequence in sequences for token in sequence]
+    total, slopes = 0.0, []
+    for chosen, rejected in pairs:
+        sizes = [len(s) if mean else 1 for s in (chosen, rejected)]
+        h = math.fsum(a - b for a, b in chosen) / sizes[0] - math.fsum(a - b for a, b in rejected) / sizes[1]
+        log_sigmoid = lambda x: -math.log1p(math.exp(-x)) if x > -30 else x  # noqa: E731
+        up, down = 1 / (1 + math.exp(beta * h)), 1 / (1 + math.exp(-beta * h))
+        value, slope = {
+            "sigmoid": (
+                -(1 - e) * log_sigmoid(beta * h) - e * log_sigmoid(-beta * h),
+                beta * (-(1 - e) * up + e * down),
+            ),
+            "robust": (
+                (-(1 - e) * log_sigmoid(beta * h) + e * log_sigmoid(-beta * h)) / (1 - 2 * e),
+                beta * (-(1 - e) * up - e * down) / (1 - 2 * e),
+            ),
+            "ipo": ((h - 1 / (2 * beta)) ** 2, 2 * (h - 1 / (2 * beta))),
+        }[objective]
+        total += value - sft * math.fsum(a for a, _ in chosen) / len(chosen)
+        slopes += [slope / sizes[0] - sft / len(chosen)] * len(chosen) + [-slope / sizes[1]] * len(rejected)
+    output, gradient = dpo(
+        [a for a, _ in flat], [b for _, b in flat], [len(s) for s in sequences],
+        beta=beta, objective=objective, label_smoothing=e, length_normalised=mean, sft_weight=sft,
+    )  # fmt: skip
+    assert output.loss.item() == pytest.approx(total / len(pairs), rel=1e-9, abs=1e-9)
+    np.testing.assert_allclose(gradient.numpy(), np.array(slopes) / len(pairs), rtol=1e-7, atol=1e-9)

@@ -193,6 +193,23 @@ def test_temperature_and_entropy(bench, monkeypatch):
     assert not entropy.requires_grad
 
 
+@pytest.mark.parametrize("chunk", [2, 1024])
+def test_candidates_and_the_rest_are_one_distribution(bench, monkeypatch, chunk):
+    group = bench.sample([6])
+    chunks = scored(bench, monkeypatch)
+    candidates = torch.stack([torch.randperm(300, generator=torch.manual_seed(i))[:5] for i in range(6)])
+    _, _, others = bench.score([group], candidates, temperature=0.7, chunk=chunk)
+    logits = bench.policy.head(torch.cat(chunks).to(bench.policy.head.weight.dtype)).detach()
+    whole = (logits.double() / 0.7).softmax(-1)
+    named = whole.gather(-1, candidates)
+    expected = torch.cat([named, 1 - named.sum(-1, keepdim=True)], -1).log()
+    torch.testing.assert_close(others.detach().double(), expected, atol=1e-5, rtol=1e-5)
+    weights = torch.randn(others.shape, generator=torch.manual_seed(0))
+    got = bench.gradients(others, weights)
+    assert all(torch.isfinite(g).all() for g in got.values())
+    assert any(g.abs().sum() > 0 for g in got.values())
+
+
 # --- what is trained -------------------------------------------------------------------------------------------------
 
 
