@@ -62,7 +62,7 @@ from vllm.platforms import current_platform
 from speechsum.config import EngineConfig
 from speechsum.errors import RunError, UserError
 from speechsum.lora import adapted_weights, merge, pair_names, whole_tensors
-from speechsum.types import FinishReason, SamplingParams, read_only
+from speechsum.types import FinishReason, SamplingParams, TeacherLogprobs, read_only
 from speechsum.weights import WeightsPayload, WeightsRefused, to_torch
 
 OBJECT_STORE = "object_store"
@@ -116,6 +116,7 @@ class Engine:
     Prefix caching is on (the G samples of a prompt share its key-value blocks) and log-probabilities are of the
     distribution after temperature, so an importance ratio of an unchanged policy is one. `receives` names the vLLM
     weight-transfer backend that updates come by: `object_store`, `nccl` or `ipc`; None for weights that stay.
+    `top_logprobs` is the most that `candidates` will be asked for.
     """
 
     def __init__(
@@ -126,13 +127,17 @@ class Engine:
         dtype: str = "bfloat16",
         audio: bool = True,
         receives: str | None = None,
+        top_logprobs: int = 0,
         seed: int = 0,
     ) -> None:
         if not (Path(path) / "config.json").is_file():
             raise UserError(f"no checkpoint at {path}: config.json is missing; name a folder in Hugging Face format")
         _use_threads(config.threads)
         self.path = Path(path)
-        self._llm = LLM(**_engine_arguments(self.path, config, dtype, audio, receives, seed))
+        arguments = _engine_arguments(self.path, config, dtype, audio, receives, seed)
+        if top_logprobs:
+            arguments["max_logprobs"] = top_logprobs
+        self._llm = LLM(**arguments)
         self._broken = ""
         self._tokenizer = self._llm.get_tokenizer()
         if receives == OBJECT_STORE:
@@ -172,6 +177,24 @@ class Engine:
         prompts: list[Any] = [{"prompt_token_ids": list(ids)} for ids in token_ids]
         outputs = self._llm.generate(prompts, params, use_tqdm=False)
         return [_own_logprobs(out, ids, start) for out, ids, start in zip(outputs, token_ids, first, strict=True)]
+
+    def candidates(self, token_ids: Sequence[Sequence[int]], first: Sequence[int], k: int) -> list[TeacherLogprobs]:
+        """Like `prompt_logprobs`, with the `k` tokens that are likeliest in each one's place."""
+        self._refuse_if_broken()
+        params = VllmSamplingParams(
+            max_tokens=1, temperature=0.0, prompt_logprobs=k, flat_logprobs=True, detokenize=False
+        )
+        prompts: list[Any] = [{"prompt_token_ids": list(ids)} for ids in token_ids]
+        outputs = self._llm.generate(prompts, params, use_tqdm=False)
+        return [_candidates(out, start, k) for out, start in zip(outputs, first, strict=True)]
+
+    def write(self, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> list[str]:
+        """One text for each prompt of token ids, without audio; `sampling.n` is 1."""
+        made = self.generate([EngineRequest(ids) for ids in prompts], sampling)
+        refused = next((m.reason for m in made if isinstance(m, EngineRefusal)), None)
+        if refused:
+            raise RunError(f"the engine would not take a prompt: {refused}")
+        return [m.samples[0].text for m in made if isinstance(m, EngineOutput)]
 
     def update_weights(self, payload: WeightsPayload) -> None:
         """Swap the weights and drop everything computed with the old ones.
@@ -452,6 +475,18 @@ def _own_logprobs(output: RequestOutput, ids: Sequence[int], first: int) -> np.n
     assert rows is not None
     assert len(rows) == len(ids)
     return read_only([rows[i][ids[i]].logprob for i in range(first, len(ids))], "float32")  # type: ignore[index]
+
+
+def _candidates(output: RequestOutput, first: int, k: int) -> TeacherLogprobs:
+    """Of each position from `first` on vLLM tells the token that is there, and then the k likeliest, best first."""
+    rows: Any = output.prompt_logprobs
+    starts = np.asarray(rows.start_indices[first:])
+    assert all(end - start == k + 1 for start, end in zip(starts, rows.end_indices[first:], strict=True))
+    places = starts[:, None] + np.arange(k + 1)
+    ids, logprobs = np.asarray(rows.token_ids, np.int32)[places], np.asarray(rows.logprobs, np.float32)[places]
+    return TeacherLogprobs(
+        read_only(logprobs[:, 0], "float32"), read_only(ids[:, 1:], "int32"), read_only(logprobs[:, 1:], "float32")
+    )
 
 
 def _open_checkpoint(folder: Path) -> dict[str, torch.Tensor]:

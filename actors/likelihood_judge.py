@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from speechsum.config import EngineConfig
+from speechsum.prompting import plain, user_turn, with_transcript
 from speechsum.rewards import apply_gates, echo_share, folded, length_penalty, words
 from speechsum.types import FailureKind, JudgeFailure, Judgement, JudgeTask, Reward
 
@@ -103,7 +104,6 @@ SUBJECT_KEEPS = 0.5
 COPY_FREE = 0.6
 COPY_KEEPS = 0.2
 LONG_RUN = 12
-CONTROL_TOKEN = re.compile(r"<\|[^|<>]{1,30}\|>")
 
 
 class LikelihoodJudge:
@@ -150,10 +150,10 @@ class LikelihoodJudge:
         return plan
 
     def _plan(self, task: JudgeTask) -> Plan:
-        source, request, summary = (_plain(text) for text in (task.transcript, task.instruction, task.summary))
+        source, request, summary = (plain(text) for text in (task.transcript, task.instruction, task.summary))
         said, written = self._answer(source), self._answer(summary)
         return Plan(
-            given_source=Query(self._turn(f"{request}\n\nTranscript: {source}"), written),
+            given_source=Query(self._turn(with_transcript(request, source)), written),
             given_request=Query(self._turn(request), written),
             source_given_summary=Query(
                 self._turn(f"Summary: {summary}\n\nWrite the transcript of the recording."), said
@@ -162,12 +162,7 @@ class LikelihoodJudge:
         )
 
     def _turn(self, user: str) -> tuple[int, ...]:
-        """The user's turn, up to where the answer starts."""
-        tokenizer = self._scorer.tokenizer
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": user}], add_generation_prompt=True, tokenize=False
-        )
-        return tuple(tokenizer(text, add_special_tokens=False).input_ids)
+        return tuple(user_turn(self._scorer.tokenizer, user))
 
     def _answer(self, text: str) -> tuple[int, ...]:
         """An answer with its end, so that stopping too early or too late has a price."""
@@ -232,8 +227,3 @@ def subject_factor(task: JudgeTask) -> float:
     source, answer = set(words(task.transcript)), set(words(task.summary))
     asked = {word.casefold() for word in _NAME.findall(task.instruction)} & source
     return SUBJECT_KEEPS if asked and not asked & answer else 1.0
-
-
-def _plain(text: str) -> str:
-    """Without control tokens, which would open another turn."""
-    return CONTROL_TOKEN.sub(" ", text).strip()

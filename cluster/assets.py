@@ -9,21 +9,21 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from cluster.stages import kind_of
 from learner.checkpoint import export_merged
 from speechsum.audio import AudioLimits
-from speechsum.config import STARTER, LoraConfig, RunConfig
+from speechsum.config import STARTER, LoraConfig, RunConfig, TeacherConfig
 from speechsum.data import ManifestError, PromptCheck, read_manifest
 from speechsum.errors import UserError
 from speechsum.families import FAMILIES, Family
-from speechsum.prompting import PromptBuilder
+from speechsum.pairs import Pair, read_pairs
+from speechsum.prompting import PromptBuilder, check_same_ids
 from speechsum.starter import model as starter
 from speechsum.starter.grammar import SUMMARY_REQUESTS
 from speechsum.starter.speech import synthesize
 from speechsum.types import Prompt
 
 Say = Callable[[str], None]
-STARTER_ADAPTERS = ("aligned", "early")
+STARTER_ADAPTERS = ("aligned", "early", "teacher")
 EVAL_SEED_OFFSET = 1_000_003  # evaluation speech never shares a seed with training speech
 
 
@@ -38,17 +38,56 @@ def student_checkpoint(path: str, say: Say, cache: Path | None = None) -> Path:
 
 
 def aligned_starter(say: Say) -> Path:
-    """The starter as it ships: its aligned adapter merged into a plain checkpoint, once per adapter."""
-    adapter = adapter_file("aligned")
-    assert adapter is not None
+    """The starter as it ships."""
+    return adapted_starter("aligned", say)
+
+
+def adapted_starter(name: str, say: Say) -> Path:
+    """The starter with an adapter (as `adapter_file` names it) merged into a plain checkpoint, once per adapter."""
+    adapter = adapter_file(name)
+    if adapter is None:
+        return student_checkpoint(STARTER, say)
     digest = hashlib.sha256(adapter.read_bytes()).hexdigest()[:12]
-    folder = starter.default_cache() / f"starter-aligned-{digest}"
+    label = name if name in STARTER_ADAPTERS else "adapted"
+    folder = starter.default_cache() / f"starter-{label}-{digest}"
     if not folder.exists():
         from safetensors.torch import load_file
 
         lora = LoraConfig()
         export_merged(student_checkpoint(STARTER, say), load_file(adapter), lora.alpha / lora.rank, folder)
     return folder
+
+
+def teacher_checkpoint(config: TeacherConfig, student: Path, say: Say) -> Path:
+    """The teacher's folder. Raises `UserError` unless it means the same by its token ids as the `student`."""
+    from transformers import AutoTokenizer
+
+    if config.path == STARTER:
+        folder = adapted_starter(config.adapter, say)
+    elif config.adapter != "none":
+        raise UserError(f"teacher.adapter = {config.adapter!r} goes with teacher.path = 'starter'; export it merged")
+    else:
+        folder = checkpoint_folder(config.path)
+    check_same_ids(AutoTokenizer.from_pretrained(student), AutoTokenizer.from_pretrained(folder))
+    return folder
+
+
+def hears(folder: Path) -> bool:
+    """Whether a checkpoint is of an audio LLM that speechsum knows."""
+    return _described(folder).get("model_type") in {family.model_type for family in FAMILIES.values()}
+
+
+def pairs_by_prompt(source: str, prompts: Sequence[Prompt]) -> dict[str, list[Pair]]:
+    """The pairs of an offline stage. Raises `UserError` for one whose prompt the training data lacks."""
+    known = {p.id for p in prompts}
+    found: dict[str, list[Pair]] = {}
+    for pair in read_pairs(source):
+        if pair.prompt_id not in known:
+            raise UserError(
+                f"{source}: a pair is of prompt {pair.prompt_id!r}, which data.train lacks; train on its data"
+            )
+        found.setdefault(pair.prompt_id, []).append(pair)
+    return found
 
 
 def judge_checkpoint(path: str, say: Say, cache: Path | None = None) -> Path:
@@ -136,8 +175,9 @@ def eval_prompts(config: RunConfig, checkpoint: Path, say: Say) -> list[Prompt]:
 
 def training_needs(config: RunConfig) -> tuple[str, ...]:
     """Texts without which a row teaches a stage of the recipe nothing."""
-    kinds = [kind_of(stage) for stage in config.stage]
-    needs = {"reference": any(k.completions == "data" for k in kinds), "transcript": any(k.scorer for k in kinds)}
+    kinds = [stage.kind for stage in config.stage]
+    reads = any(k.scorers for k in kinds) or any(stage.reads == "transcript" for stage in config.stage)
+    needs = {"reference": any(k.completions == "data" for k in kinds), "transcript": reads}
     return tuple(name for name, needed in needs.items() if needed)
 
 

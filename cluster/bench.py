@@ -25,10 +25,11 @@ from cluster.run_folder import RunFolder
 from cluster.runtime import ray_session
 from speechsum.audio import SAMPLE_RATE, AudioLimits, load_audio
 from speechsum.batching import make_batch
-from speechsum.config import STANDALONE, OptimizerConfig, RunConfig, SftLoss, load_recipe, parse
+from speechsum.config import STANDALONE, OptimizerConfig, RunConfig, load_recipe, parse
 from speechsum.data import Draw
 from speechsum.errors import UserError
 from speechsum.families import FAMILIES
+from speechsum.objectives import SftLoss
 from speechsum.prompting import PromptBuilder
 from speechsum.types import AudioRef, Completion, PushMode, SamplingParams, TrainingSample, TrajectoryGroup, read_only
 

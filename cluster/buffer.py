@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cluster.selection import Selection
 from speechsum.data import Draw
-from speechsum.types import Completion, Reward, ScoredGroup, TrainingSample
+from speechsum.types import ScoredGroup, TrainingSample
 
 
 @dataclass(frozen=True)
@@ -48,22 +49,13 @@ class Slots:
 
 @dataclass(frozen=True)
 class Ready:
-    """A scored group and the advantage of each of its trajectories, None for what cannot be trained on."""
+    """A group that has been scored by all whom its stage asks, and what of it is trained on."""
 
     lease: Lease
     scored: ScoredGroup
-    advantages: tuple[float | None, ...]
+    selection: Selection
 
     def sample(self) -> TrainingSample:
-        """What the learner gets: trajectories without an advantage are masked by leaving them out."""
+        """What the learner gets."""
         group = self.scored.group
-        kept = zip(group.trajectories, self.advantages, strict=True)
-        completions = tuple(Completion(t.token_ids, t.logprobs, a, t.policy_version) for t, a in kept if a is not None)
-        return TrainingSample(group.prompt.id, group.prompt.audio, group.prompt_ids, completions)
-
-    def why_not(self) -> str:
-        """Why the group teaches nothing; empty where it does."""
-        if any(a is not None for a in self.advantages):
-            return ""
-        judged = sum(isinstance(j, Reward) for j in self.scored.judgements)
-        return "judge_failed" if judged < 2 else "equal_rewards"
+        return TrainingSample(group.prompt.id, group.prompt.audio, group.prompt_ids, self.selection.completions)

@@ -4,7 +4,8 @@ What moves, what it waits for, and what unblocks it:
 
 - *dispatch* consumes free slots and prompts; it waits for a slot; a slot comes back when the weights trained on its
   group are live, or when its group is dropped.
-- *collect* consumes finished generations and judgements; it waits for whichever ends first.
+- *collect* consumes finished generations, judgements and lessons; it waits for whichever ends first, and begins what
+  the stage asks for next: a judge, a teacher, or nothing.
 - *train* consumes the `groups_per_step` oldest scored groups; it waits for that many, and for the learner to be idle.
 - *sync* follows every step; it waits until every rollout actor serves the new version, and then frees the slots.
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -25,20 +26,20 @@ import numpy as np
 
 from actors.rollout import Rolled
 from cluster.buffer import Lease, Ready, Slots
-from cluster.stages import kind_of
+from cluster.selection import Selection, judged, taught
 from cluster.window import Window
-from speechsum.advantage import group_advantages
 from speechsum.batching import make_batch
 from speechsum.config import RunConfig, StageConfig
 from speechsum.data import Draw, PromptStream
 from speechsum.errors import RunError
 from speechsum.ledger import LedgerRow
+from speechsum.pairs import Pair
 from speechsum.types import (
     Batch,
     Completion,
     FailureKind,
     JudgeFailure,
-    Judgement,
+    Lesson,
     Prompt,
     Reward,
     SamplingParams,
@@ -48,7 +49,7 @@ from speechsum.types import (
     read_only,
 )
 
-Work = Literal["generate", "score"]
+Work = Literal["generate", "score", "teach"]
 
 DROPS_PER_STEP_LIMIT = 20
 """A step that had to drop this many times its groups is not making progress; the run stops and says why."""
@@ -66,6 +67,9 @@ class Ports(Protocol):
     def score(self, groups: Sequence[TrajectoryGroup]) -> Any:
         """Begin to judge; the result is a list of `ScoredGroup`, in order."""
 
+    def teach(self, groups: Sequence[TrajectoryGroup]) -> Any:
+        """Begin to score tokens; the result is a tuple of `Lesson` for each group, in order."""
+
     def step(self, batch: Batch, version: int) -> Any:
         """Begin an optimizer step on top of `version`; the result is its metrics."""
 
@@ -81,8 +85,8 @@ class Ports(Protocol):
     def completion_ids(self, text: str) -> np.ndarray:
         """A reference as response ids [R]."""
 
-    def request_ids(self, instruction: str) -> list[int]:
-        """A request's ids, with one placeholder where the audio goes."""
+    def prompt_ids(self, prompt: Prompt, reads: Literal["audio", "transcript"]) -> list[int]:
+        """A prompt's ids, with one placeholder where the audio goes, or with the transcript in its place."""
 
 
 @dataclass(frozen=True)
@@ -95,18 +99,29 @@ class StepReport:
     ledger: tuple[LedgerRow, ...]
 
 
+@dataclass(frozen=True)
+class Call:
+    """What was begun, and for which slots. `scored` is what a teacher's lessons will be added to."""
+
+    work: Work
+    leases: tuple[Lease, ...]
+    scored: tuple[tuple[ScoredGroup, Selection | None], ...] = ()
+
+
 class Controller:
     """Runs one stage from step `start` to its end, yielding a `StepReport` after each step is live.
 
-    `run` raises `RunError` when too many judgements fail, or when nearly every group has to be dropped.
+    `pairs` are those that an offline stage trains on, by prompt. `run` raises `RunError` when too many judgements
+    fail, or when nearly every group has to be dropped.
     """
 
     def __init__(
         self, config: RunConfig, stage: StageConfig, ports: Ports, stream: PromptStream, *,
-        run_id: str, start: int = 0, version: int = 0,
+        run_id: str, start: int = 0, version: int = 0, pairs: Mapping[str, Sequence[Pair]] | None = None,
     ) -> None:  # fmt: skip
         self.config, self.stage, self.ports, self.stream, self.run_id = config, stage, ports, stream, run_id
-        self.kind = kind_of(stage)
+        self.kind = stage.kind
+        self.pairs = pairs or {}
         self.sampling = SamplingParams(
             n=stage.group_size, temperature=config.rollout.temperature, top_p=config.rollout.top_p,
             max_tokens=config.rollout.max_tokens, seed=config.seed,
@@ -115,7 +130,7 @@ class Controller:
         self.version = version
         self.done = start
         self.window = Window()
-        self._under_way: dict[Any, tuple[Work, tuple[Lease, ...]]] = {}
+        self._under_way: dict[Any, Call] = {}
         self._busy_since: dict[Work, float] = {}
         self._buffer: list[Ready] = []
         self._training: tuple[Any, list[Ready]] | None = None
@@ -123,25 +138,33 @@ class Controller:
 
     def run(self) -> Iterator[StepReport]:
         """The learn loop."""
-        if self.kind.completions == "data":
+        if self.kind.completions != "rollout":
             yield from self._run_on_data()
             return
         while self.done < self.stage.steps:
             self._drop_stale()
             self._dispatch()
             self._train_if_ready()
-            handles = list(self._under_way) + ([self._training[0]] if self._training else [])
-            for handle in self.ports.wait(handles):
+            for handle in self._wait():
                 if self._training and handle == self._training[0]:
                     yield self._finish_step()
                 else:
                     self._collect(handle)
 
+    def _wait(self) -> list[Any]:
+        """What is done. While only teachers work, everybody waits for them."""
+        works = {call.work for call in self._under_way.values()}
+        started = time.perf_counter()
+        done = self.ports.wait(list(self._under_way) + ([self._training[0]] if self._training else []))
+        if works == {"teach"} and not self._training:
+            self.window.teach_exposed_s += time.perf_counter() - started
+        return done
+
     def _run_on_data(self) -> Iterator[StepReport]:
-        """References are the completions: nothing to generate, nobody to score, nothing to push."""
+        """The completions are there already: nothing to generate, nobody to score, nothing to push."""
         while self.done < self.stage.steps:
             started = time.perf_counter()
-            samples = [self._reference(draw.prompt) for draw in self.stream.take(self.stage.groups_per_step)]
+            samples = [self._from_data() for _ in range(self.stage.groups_per_step)]
             batch = make_batch(samples, self.config.learner.ranks)
             metrics = dict(self.ports.result(self.ports.step(batch, self.version)))
             self.done += 1
@@ -149,14 +172,23 @@ class Controller:
             metrics |= {"buffer/trained_groups": len(samples), "wall/step_s": time.perf_counter() - started}
             yield StepReport(self.done, metrics, (), ())
 
-    def _reference(self, prompt: Prompt) -> TrainingSample:
-        request = read_only(self.ports.request_ids(prompt.instruction), "int32")
-        completion = Completion(self.ports.completion_ids(prompt.reference), read_only([], "float32"), 0.0, 0)
-        return TrainingSample(prompt.id, prompt.audio, request, (completion,))
+    def _from_data(self) -> TrainingSample:
+        """The next prompt with its reference, or the next that has pairs with one of them, another each epoch."""
+        (draw,) = self.stream.take(1)
+        texts = [draw.prompt.reference]
+        if self.kind.completions == "pairs":
+            while not (pairs := self.pairs.get(draw.prompt.id)):
+                (draw,) = self.stream.take(1)
+            pair = pairs[draw.epoch % len(pairs)]
+            texts = [pair.chosen, pair.rejected]
+        ids = read_only(self.ports.prompt_ids(draw.prompt, self.stage.reads), "int32")
+        nobodys = read_only([], "float32")
+        completions = tuple(Completion(self.ports.completion_ids(text), nobodys, 0.0, 0) for text in texts)
+        return TrainingSample(draw.prompt.id, draw.prompt.audio, ids, completions)
 
     def outstanding(self) -> list[Draw]:
         """Draws between dispatch and training, oldest first: what a checkpoint must not count as used."""
-        leases = [lease for _, under_way in self._under_way.values() for lease in under_way]
+        leases = [lease for call in self._under_way.values() for lease in call.leases]
         leases += [ready.lease for ready in self._buffer]
         return [lease.draw for lease in sorted(leases, key=lambda lease: lease.number)]
 
@@ -174,25 +206,25 @@ class Controller:
         while (room := min(self.slots.free, useful - self.slots.held)) > 0:
             draws = self.stream.take(min(room, self.config.rollout.prompts_per_request))
             leases = tuple(Lease(self.slots.take(), draw) for draw in draws)
-            self._begin("generate", self.ports.generate(draws, self.sampling, self.version), leases)
+            self._begin(self.ports.generate(draws, self.sampling, self.version), Call("generate", leases))
 
-    def _begin(self, work: Work, handle: Any, leases: tuple[Lease, ...]) -> None:
-        if all(other != work for other, _ in self._under_way.values()):
-            self._busy_since[work] = time.perf_counter()
-        self._under_way[handle] = work, leases
+    def _begin(self, handle: Any, call: Call) -> None:
+        if all(other.work != call.work for other in self._under_way.values()):
+            self._busy_since[call.work] = time.perf_counter()
+        self._under_way[handle] = call
 
     def _collect(self, handle: Any) -> None:
-        work, leases = self._under_way.pop(handle)
+        call = self._under_way.pop(handle)
         result = self.ports.result(handle)
         now = time.perf_counter()
-        busy_s, self._busy_since[work] = now - self._busy_since[work], now
-        if work == "generate":
-            self.window.generate_s += busy_s
-            self._generated(leases, result)
+        self.window.busy_s[call.work] += now - self._busy_since[call.work]
+        self._busy_since[call.work] = now
+        if call.work == "generate":
+            self._generated(call.leases, result)
+        elif call.work == "score":
+            self._scored(call.leases, result)
         else:
-            self.window.score_s += busy_s
-            for lease, scored in zip(leases, result, strict=True):
-                self._scored(lease, scored)
+            self._taught(call, result)
         self._stop_if_stuck()
 
     def _generated(self, leases: Sequence[Lease], rolled: Sequence[Rolled]) -> None:
@@ -204,24 +236,45 @@ class Controller:
             else:
                 self.window.last_rollout_failure = f"{group.prompt_id}: {group.reason}"
                 self._drop(lease, "rollout")
-        if kept:
-            handle = self.ports.score([group for _, group in kept])
-            self._begin("score", handle, tuple(lease for lease, _ in kept))
+        if kept and "judge" in self.kind.scorers:
+            self._begin(
+                self.ports.score([group for _, group in kept]), Call("score", tuple(lease for lease, _ in kept))
+            )
+        else:
+            self._ask_teacher([(lease, ScoredGroup(group, ()), None) for lease, group in kept])
 
-    def _scored(self, lease: Lease, scored: ScoredGroup) -> None:
-        for judgement in scored.judgements:
-            self.window.judged(judgement)
-            self._last_judgements.append(judgement.kind if isinstance(judgement, JudgeFailure) else None)
-        rewards = [j.value if isinstance(j, Reward) else None for j in scored.judgements]
-        loss = self.stage.loss
-        assert loss.kind == "grpo"
-        advantages = group_advantages(rewards, baseline=loss.baseline, scale_by_std=loss.scale_by_std)
-        ready = Ready(lease, scored, tuple(advantages))
-        if reason := ready.why_not():
-            self._discard(ready, reason)
+    def _scored(self, leases: Sequence[Lease], result: Sequence[ScoredGroup]) -> None:
+        kept: list[tuple[Lease, ScoredGroup, Selection]] = []
+        for lease, scored in zip(leases, result, strict=True):
+            for judgement in scored.judgements:
+                self.window.judged(judgement)
+                self._last_judgements.append(judgement.kind if isinstance(judgement, JudgeFailure) else None)
+            selection = judged(self.stage.loss, scored)
+            if "teacher" in self.kind.scorers and not selection.why_not:
+                kept.append((lease, scored, selection))
+            else:
+                self._settle(lease, scored, selection)
+            self._stop_if_judge_fails()
+        self._ask_teacher(kept)
+
+    def _ask_teacher(self, asked: Sequence[tuple[Lease, ScoredGroup, Selection | None]]) -> None:
+        if asked:
+            handle = self.ports.teach([scored.group for _, scored, _ in asked])
+            leases, waiting = tuple(a[0] for a in asked), tuple(a[1:] for a in asked)
+            self._begin(handle, Call("teach", leases, waiting))
+
+    def _taught(self, call: Call, result: Sequence[Sequence[Lesson]]) -> None:
+        for lease, (scored, selection), lessons in zip(call.leases, call.scored, result, strict=True):
+            self.window.taught(lessons)
+            self._settle(lease, scored, taught(scored.group, lessons, selection))
+
+    def _settle(self, lease: Lease, scored: ScoredGroup, selection: Selection) -> None:
+        """Everybody has been asked: the group waits for its step, or is dropped."""
+        ready = Ready(lease, scored, selection)
+        if selection.why_not:
+            self._discard(ready, selection.why_not)
         else:
             self._buffer.append(ready)
-        self._stop_if_judge_fails()
 
     def _drop(self, lease: Lease, reason: str) -> None:
         """A group leaves without being trained on, and its slot is free."""
@@ -276,12 +329,13 @@ class Controller:
     # --- accounts and guards ------------------------------------------------------------------------------------
 
     def _record(self, ready: Ready, *, step: int | None = None, drop: str = "") -> None:
-        """A ledger row for every trajectory of a settled group; one whose judgement failed has that as its reason."""
-        group = ready.scored.group
-        judged = zip(group.trajectories, ready.scored.judgements, ready.advantages, strict=True)
-        for sample, (trajectory, judgement, advantage) in enumerate(judged):
+        """A ledger row for every trajectory of a settled group, with its own reason where it was not trained on."""
+        group, selection = ready.scored.group, ready.selection
+        judgements = ready.scored.judgements or (None,) * len(group.trajectories)
+        for sample, (trajectory, judgement) in enumerate(zip(group.trajectories, judgements, strict=True)):
             reward = judgement if isinstance(judgement, Reward) else None
-            reason = drop if reward else "judge_failed"
+            reason = selection.fates[sample] or drop
+            pair = selection.pairs[sample]
             row = LedgerRow(
                 trajectory_id=trajectory.id,
                 run_id=self.run_id,
@@ -300,8 +354,10 @@ class Controller:
                 logprobs=trajectory.logprobs.tolist(),
                 reward=reward.value if reward else None,
                 breakdown=reward.breakdown if reward else {},
-                judge_failure=_told(judgement),
-                advantage=None if reason else advantage,
+                judge_failure=_told(judgement) if isinstance(judgement, JudgeFailure) else "",
+                advantage=None if reason else selection.advantages[sample],
+                pair=pair[0] if pair and not reason else None,
+                preferred=pair[1] if pair and not reason else None,
             )
             self.window.ledger.append(row)
 
@@ -332,8 +388,6 @@ def _counts(counter: Counter[Any]) -> str:
     return ", ".join(f"{n} {what}" for what, n in counter.most_common(3))
 
 
-def _told(judgement: Judgement) -> str:
-    """A failed judgement as the ledger has it, `kind: detail`; empty for one that did not fail."""
-    if isinstance(judgement, Reward):
-        return ""
-    return f"{judgement.kind}: {judgement.detail}" if judgement.detail else str(judgement.kind)
+def _told(failure: JudgeFailure) -> str:
+    """A failed judgement as the ledger has it."""
+    return f"{failure.kind}: {failure.detail}" if failure.detail else str(failure.kind)

@@ -1,4 +1,4 @@
-"""Handles on groups of Ray actors: the learner's ranks, the rollout pool, the judge pool.
+"""Handles on groups of Ray actors: the learner's ranks, and the pools of rollout, judge and teacher actors.
 
 A handle turns "all ranks" or "the least busy actor" into one call, so that the controller never says `.remote`.
 Actors are started by `start` and awaited by `ready`, so that all of them can load at once.
@@ -23,6 +23,7 @@ from speechsum.errors import RunError, UserError
 from speechsum.types import (
     Batch,
     JudgeTask,
+    Prompt,
     PushMode,
     SamplingParams,
     ScoredGroup,
@@ -253,4 +254,31 @@ class JudgePool(Pool):
         return self.take(self.submit(lambda actor: actor.score.remote(list(tasks))))
 
 
-__all__ = ["JudgePool", "LearnerGroup", "RolloutPool", "ScoredGroup", "environment", "fetch"]
+class TeacherPool(Pool):
+    """Teacher actors. `audio`, `top_k` and `vocabulary` as `TeacherActor` has them."""
+
+    def __init__(self, config: RunConfig, checkpoint: Path, *, audio: bool, top_k: int, vocabulary: int) -> None:
+        from actors.teacher import TeacherActor
+
+        chosen = config.teacher
+        actor = _deployed(TeacherActor, chosen.gpus_per_actor, chosen.engine.threads)
+        super().__init__([
+            actor.remote(str(checkpoint), chosen, audio=audio, top_k=top_k, vocabulary=vocabulary, index=i)
+            for i in range(chosen.actors)
+        ])  # fmt: skip
+
+    def teach(self, groups: Sequence[TrajectoryGroup]) -> ObjectRef:
+        """A reference to a tuple of `Lesson` for each group, in order."""
+        return self.submit(lambda actor: actor.teach.remote(list(groups)))
+
+    def write_all(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> list[str]:
+        """The teacher's own summaries, by the whole pool; waits for them."""
+        parts = np.array_split(np.arange(len(prompts)), len(self.actors))
+        refs = [self._write([prompts[i] for i in part], sampling) for part in parts if len(part)]
+        return [text for ref in refs for text in self.take(ref)]
+
+    def _write(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> ObjectRef:
+        return self.submit(lambda actor: actor.write.remote(prompts, sampling))
+
+
+__all__ = ["JudgePool", "LearnerGroup", "RolloutPool", "ScoredGroup", "TeacherPool", "environment", "fetch"]

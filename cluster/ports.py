@@ -4,34 +4,34 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import ray
 from ray import ObjectRef
 
-from cluster.groups import JudgePool, LearnerGroup, RolloutPool, fetch
+from cluster.groups import JudgePool, LearnerGroup, Pool, RolloutPool, TeacherPool, fetch
 from speechsum.data import Draw
-from speechsum.prompting import PromptBuilder
-from speechsum.types import Batch, PushMode, SamplingParams, TrajectoryGroup
+from speechsum.prompting import PromptBuilder, transcript_ids
+from speechsum.types import Batch, Prompt, PushMode, SamplingParams, TrajectoryGroup
 
 
 class RayPorts:
-    """Groups of actors as the controller sees them. `rollout` and `judge` are None in a run that needs neither.
+    """Groups of actors as the controller sees them. Those that a run does not need are None.
 
     `sync` says how weights travel: see `RolloutConfig`.
     """
 
     def __init__(
-        self, builder: PromptBuilder, learner: LearnerGroup, rollout: RolloutPool | None, judge: JudgePool | None, *,
-        run_id: str, sync: str,
+        self, builder: PromptBuilder, learner: LearnerGroup, rollout: RolloutPool | None, judge: JudgePool | None,
+        teacher: TeacherPool | None, *, run_id: str, sync: str,
     ) -> None:  # fmt: skip
-        self.builder, self.learner, self.rollout, self.judge = builder, learner, rollout, judge
+        self.builder, self.learner, self.rollout, self.judge, self.teacher = builder, learner, rollout, judge, teacher
         self.run_id = run_id
         self.mode = PushMode(sync) if sync in set(PushMode) else None
         if self.mode is None and rollout is not None:
             learner.connect(sync, rollout)
-        self._pools: dict[ObjectRef, RolloutPool | JudgePool] = {}
+        self._pools: dict[ObjectRef, Pool] = {}
 
     def generate(self, draws: Sequence[Draw], sampling: SamplingParams, version: int) -> ObjectRef:
         """See `Ports.generate`."""
@@ -42,6 +42,11 @@ class RayPorts:
         """See `Ports.score`."""
         assert self.judge is not None
         return self._owned(self.judge.score_groups(groups), self.judge)
+
+    def teach(self, groups: Sequence[TrajectoryGroup]) -> ObjectRef:
+        """See `Ports.teach`."""
+        assert self.teacher is not None
+        return self._owned(self.teacher.teach(groups), self.teacher)
 
     def step(self, batch: Batch, version: int) -> ObjectRef:
         """See `Ports.step`."""
@@ -77,10 +82,12 @@ class RayPorts:
         """See `Ports.completion_ids`."""
         return self.builder.completion_ids(text)
 
-    def request_ids(self, instruction: str) -> list[int]:
-        """See `Ports.request_ids`."""
-        return self.builder.request_ids(instruction)
+    def prompt_ids(self, prompt: Prompt, reads: Literal["audio", "transcript"]) -> list[int]:
+        """See `Ports.prompt_ids`."""
+        if reads == "transcript":
+            return transcript_ids(self.builder.tokenizer, prompt.instruction, prompt.transcript)
+        return self.builder.request_ids(prompt.instruction)
 
-    def _owned(self, ref: ObjectRef, pool: RolloutPool | JudgePool) -> ObjectRef:
+    def _owned(self, ref: ObjectRef, pool: Pool) -> ObjectRef:
         self._pools[ref] = pool
         return ref

@@ -13,12 +13,11 @@ from actors.endpoint import Endpoint
 from cluster import assets, preflight
 from cluster.controller import Controller, StepReport
 from cluster.evaluate import Evaluator
-from cluster.groups import JudgePool, LearnerGroup, RolloutPool, fetch
+from cluster.groups import JudgePool, LearnerGroup, Pool, RolloutPool, TeacherPool, fetch
 from cluster.memory import MemoryWatch
 from cluster.ports import RayPorts
 from cluster.run_folder import RunFolder
 from cluster.runtime import ray_session
-from cluster.stages import kind_of
 from cluster.watch import SampleRow, Watch
 from learner.checkpoint import load_checkpoint, newest_checkpoint
 from speechsum.config import RunConfig, StageConfig
@@ -26,6 +25,8 @@ from speechsum.data import PromptStream
 from speechsum.errors import UserError
 from speechsum.families import FAMILIES
 from speechsum.ledger import Ledger
+from speechsum.objectives import DpoLoss, OpdLoss
+from speechsum.pairs import Pair
 from speechsum.prompting import PromptBuilder
 from speechsum.types import Prompt, Reward, ScoredGroup
 
@@ -54,13 +55,18 @@ def run(config: RunConfig, run_dir: Path, *, address: str | None, resume: bool, 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that was found, made and checked before a model loads. `resume_from` is a verified checkpoint."""
+    """Everything that was found, made and checked before a model loads.
+
+    `resume_from` is a verified checkpoint, `pairs` are those of each offline stage, by its name and by prompt.
+    """
 
     checkpoint: Path
     judge_checkpoint: Path | None
+    teacher_checkpoint: Path | None
     adapter: Path | None
     train: list[Prompt]
     held_out: list[Prompt]
+    pairs: dict[str, dict[str, list[Pair]]]
     resume_from: Path | None
 
 
@@ -73,26 +79,34 @@ def make_plan(config: RunConfig, folder: RunFolder, watch: Watch, resume: bool) 
         Endpoint(config.judge.endpoint)  # refuses an address that is none before anything loads
     needs_judge = config.judge.kind == "likelihood" and samples_from_student(config)
     judge = assets.judge_checkpoint(config.judge.path, watch.status) if needs_judge else None
-    return Plan(checkpoint, judge, adapter, train, held_out, newest_checkpoint(folder.checkpoints) if resume else None)
+    asks_teacher = any("teacher" in stage.kind.scorers for stage in config.stage)
+    teacher = assets.teacher_checkpoint(config.teacher, checkpoint, watch.status) if asks_teacher else None
+    pairs = {
+        stage.name: assets.pairs_by_prompt(stage.loss.pairs, train)
+        for stage in config.stage if isinstance(stage.loss, DpoLoss) and stage.loss.pairs
+    }  # fmt: skip
+    newest = newest_checkpoint(folder.checkpoints) if resume else None
+    return Plan(checkpoint, judge, teacher, adapter, train, held_out, pairs, newest)
 
 
 def _refuse_without_gpus(config: RunConfig) -> None:
     """Too few GPUs are told at once on a machine that will not grow: actors without a place are waited for for ever."""
-    learner, rollout, judge = config.learner, config.rollout, config.judge
-    wanted = learner.ranks * learner.gpus_per_rank
+    wanted = config.learner.ranks * config.learner.gpus_per_rank
     if samples_from_student(config):
-        wanted += rollout.actors * rollout.gpus_per_actor + judge.actors * judge.gpus_per_actor
+        wanted += sum(pool.actors * pool.gpus_per_actor for pool in (config.rollout, config.judge))
+    if any("teacher" in stage.kind.scorers for stage in config.stage):
+        wanted += config.teacher.actors * config.teacher.gpus_per_actor
     found = ray.cluster_resources().get("GPU", 0)
     if wanted > found:
         raise UserError(
             f"the recipe wants {wanted:g} GPUs and this machine has {found:g}; lower learner.gpus_per_rank, "
-            "rollout.gpus_per_actor or judge.gpus_per_actor, or join a cluster with --address"
+            "gpus_per_actor of rollout, judge or teacher, or join a cluster with --address"
         )
 
 
 def samples_from_student(config: RunConfig) -> bool:
     """Whether anything in the run needs rollout and judge actors."""
-    return bool(config.eval.clips) or any(kind_of(s).completions == "rollout" for s in config.stage)
+    return bool(config.eval.clips) or any(s.kind.completions == "rollout" for s in config.stage)
 
 
 @dataclass(frozen=True)
@@ -102,6 +116,7 @@ class Crew:
     learner: LearnerGroup
     rollout: RolloutPool | None
     judge: JudgePool | None
+    teacher: TeacherPool | None
 
     @classmethod
     def start(cls, config: RunConfig, plan: Plan, watch: Watch) -> Crew:
@@ -112,6 +127,7 @@ class Crew:
             LearnerGroup(config, plan.checkpoint),
             RolloutPool(config, plan.checkpoint) if sampling else None,
             JudgePool(config, plan.judge_checkpoint) if sampling else None,
+            _teachers(config, plan) if plan.teacher_checkpoint else None,
         )
         waiting = [ref for group in crew.groups for ref in group.ready()]
         total = len(waiting)
@@ -122,14 +138,28 @@ class Crew:
         return crew
 
     @property
-    def groups(self) -> list[LearnerGroup | RolloutPool | JudgePool]:
+    def groups(self) -> list[LearnerGroup | Pool]:
         """Those that exist."""
-        return [group for group in (self.learner, self.rollout, self.judge) if group is not None]
+        every: list[LearnerGroup | Pool | None] = [self.learner, self.rollout, self.judge, self.teacher]
+        return [group for group in every if group is not None]
 
     def close(self) -> None:
         """End every process."""
         for group in self.groups:
             group.close()
+
+
+def _teachers(config: RunConfig, plan: Plan) -> TeacherPool:
+    """The pool that serves every stage which distils, with as many candidates as the most curious asks for."""
+    from transformers import AutoConfig
+
+    assert plan.teacher_checkpoint is not None
+    family = FAMILIES[config.model.family]
+    vocabulary = family.text_config(AutoConfig.from_pretrained(plan.checkpoint)).vocab_size
+    top_k = max(stage.loss.top_k if isinstance(stage.loss, OpdLoss) else 1 for stage in config.stage)
+    return TeacherPool(
+        config, plan.teacher_checkpoint, audio=assets.hears(plan.teacher_checkpoint), top_k=top_k, vocabulary=vocabulary
+    )
 
 
 @dataclass
@@ -165,8 +195,9 @@ class Training:
         self.stream = PromptStream(plan.train, config.seed)
         builder = PromptBuilder.load(plan.checkpoint, FAMILIES[config.model.family])
         self.ports = RayPorts(
-            builder, crew.learner, crew.rollout, crew.judge, run_id=folder.path.name, sync=config.rollout.sync
-        )
+            builder, crew.learner, crew.rollout, crew.judge, crew.teacher,
+            run_id=folder.path.name, sync=config.rollout.sync,
+        )  # fmt: skip
         self.progress = Progress()
         self._counted_until = time.monotonic()
 
@@ -269,6 +300,7 @@ class Training:
         controller = Controller(
             self.config, stage, self.ports, self.stream,
             run_id=self.ports.run_id, start=progress.step, version=progress.version,
+            pairs=self.plan.pairs.get(stage.name),
         )  # fmt: skip
         try:
             for report in controller.run():
@@ -282,7 +314,7 @@ class Training:
             self.ledger.record(controller.abandon())
             self.ledger.flush()
             raise
-        if self.ports.rollout and kind_of(stage).completions == "data":
+        if self.ports.rollout and stage.kind.completions != "rollout":
             self.ports.push(progress.version)
 
     def _record(self, stage: StageConfig, report: StepReport) -> None:
@@ -301,7 +333,8 @@ class Training:
 
 def _sample_row(scored: ScoredGroup) -> SampleRow:
     """The group's best trajectory, for people to look at."""
-    pairs = list(zip(scored.group.trajectories, scored.judgements, strict=True))
+    judgements = scored.judgements or (None,) * len(scored.group.trajectories)
+    pairs = list(zip(scored.group.trajectories, judgements, strict=True))
     trajectory, judgement = max(pairs, key=lambda p: p[1].value if isinstance(p[1], Reward) else float("-inf"))
     prompt = scored.group.prompt
     value, breakdown = (judgement.value, judgement.breakdown) if isinstance(judgement, Reward) else (None, {})

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from speechsum.ledger import LedgerRow
-from speechsum.types import FailureKind, FinishReason, JudgeFailure, Judgement, TrajectoryGroup
+from speechsum.types import (
+    FailureKind,
+    FinishReason,
+    JudgeFailure,
+    Judgement,
+    Lesson,
+    TeacherFailure,
+    TrajectoryGroup,
+)
 
 
 @dataclass
 class Window:
-    """Sums between two steps. `generate_s` and `score_s` are the time in which at least one such call was under way."""
+    """Sums between two steps. `busy_s` is the time in which at least one call of a kind was under way.
+
+    `teach_exposed_s` is the time in which teachers were all that worked.
+    """
 
     started: float = field(default_factory=time.perf_counter)
     rewards: list[float] = field(default_factory=list)
@@ -26,8 +38,10 @@ class Window:
     tokens: int = 0
     truncated: int = 0
     trajectories: int = 0
-    generate_s: float = 0.0
-    score_s: float = 0.0
+    lessons: int = 0
+    lessons_failed: int = 0
+    busy_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    teach_exposed_s: float = 0.0
     ledger: list[LedgerRow] = field(default_factory=list)
 
     def generated(self, group: TrajectoryGroup) -> None:
@@ -44,21 +58,43 @@ class Window:
             self.rewards.append(judgement.value)
             self.gated += bool(judgement.gate)
 
+    def taught(self, lessons: Sequence[Lesson]) -> None:
+        """Count what a teacher said of a group."""
+        self.lessons += len(lessons)
+        self.lessons_failed += sum(isinstance(lesson, TeacherFailure) for lesson in lessons)
+
     def metrics(self) -> dict[str, float]:
-        """The figures of the step; a mean of nothing is NaN."""
-        judged = len(self.rewards) + self.failures.total()
+        """The figures of the step, of those who took part in it; a mean of nothing is NaN."""
+        generate_s = self.busy_s["generate"]
         metrics = {
-            "judge/reward_mean": float(np.mean(self.rewards)) if self.rewards else math.nan,
-            "judge/reward_std": float(np.std(self.rewards)) if self.rewards else math.nan,
-            "judge/failure_share": self.failures.total() / max(judged, 1),
-            "judge/gated_share": self.gated / max(judged, 1),
-            "judge/score_s": self.score_s,
             "rollout/tokens": self.tokens,
-            "rollout/tokens_per_s": self.tokens / self.generate_s if self.generate_s else 0.0,
+            "rollout/tokens_per_s": self.tokens / generate_s if generate_s else 0.0,
             "rollout/response_tokens_mean": self.tokens / max(self.trajectories, 1),
             "rollout/truncated_share": self.truncated / max(self.trajectories, 1),
             "buffer/dropped": self.drops.total(),
             "wall/step_s": time.perf_counter() - self.started,
         }
-        metrics |= {f"judge/failed_{kind}": n for kind, n in self.failures.items()}
-        return metrics | {f"buffer/dropped_{reason}": n for reason, n in self.drops.items()}
+        metrics |= {f"buffer/dropped_{reason}": n for reason, n in self.drops.items()}
+        return metrics | self._judge_metrics() | self._teacher_metrics()
+
+    def _judge_metrics(self) -> dict[str, float]:
+        judged = len(self.rewards) + self.failures.total()
+        if not judged:
+            return {}
+        metrics = {
+            "judge/reward_mean": float(np.mean(self.rewards)) if self.rewards else math.nan,
+            "judge/reward_std": float(np.std(self.rewards)) if self.rewards else math.nan,
+            "judge/failure_share": self.failures.total() / judged,
+            "judge/gated_share": self.gated / judged,
+            "judge/score_s": self.busy_s["score"],
+        }
+        return metrics | {f"judge/failed_{kind}": n for kind, n in self.failures.items()}
+
+    def _teacher_metrics(self) -> dict[str, float]:
+        if not self.lessons:
+            return {}
+        return {
+            "teacher/failure_share": self.lessons_failed / self.lessons,
+            "teacher/teach_s": self.busy_s["teach"],
+            "teacher/exposed_s": self.teach_exposed_s,
+        }

@@ -135,7 +135,7 @@ class Learner:
     ) -> tuple[PackedRows, LossOutput, dict[str, Tensor]]:
         """The loss of a microbatch with its graph. A filler's is the sum of all that is computed, times zero."""
         rows, logprobs, entropy, candidates = self._forward(
-            group, self._temperature(), augment=self._augments(), candidates=self.objective.reads_candidates
+            group, self._temperature(), augment=self._augments(), top_k=self.objective.top_k
         )
         if _is_filler(group):
             output = LossOutput(0.0 * (logprobs.sum() + candidates.sum()), {})
@@ -175,9 +175,9 @@ class Learner:
         return self.stage.loss.kind == "sft" and self.config.data.augment != AugmentConfig()
 
     def _forward(
-        self, group: Sequence[TrainingSample], temperature: float, *, augment: bool = False, candidates: bool = False
+        self, group: Sequence[TrainingSample], temperature: float, *, augment: bool = False, top_k: int = 0
     ) -> tuple[PackedRows, Tensor, Tensor, Tensor]:
-        """The rows and what `SpeechPolicy` says of them; `candidates` asks for those of the teacher, too."""
+        """The rows and what `SpeechPolicy` says of them, and of the teacher's `top_k` likeliest tokens."""
         rows = pack(group, self.prompts.end_id)
         rows = PackedRows(**{k: getattr(rows, k).to(self.device) for k in PackedRows.__dataclass_fields__})
         audio = self._audio(group, augment=augment)
@@ -187,7 +187,7 @@ class Learner:
                 f"the engine saw {placeholders} audio tokens and the learner encoded {len(audio)}: "
                 "rollout and learner disagree on the recording"
             )
-        top = _top_ids(group) if candidates else torch.zeros(len(rows.targets), 0, dtype=torch.long)
+        top = _top_ids(group, top_k)
         logprobs, entropy, others = self.policy(
             rows, audio, self.prompts.audio_id, top.to(self.device), temperature, self.config.learner.logprob_chunk
         )
@@ -366,12 +366,12 @@ def _is_filler(group: Sequence[TrainingSample]) -> bool:
     return group[0].prompt_id == FILLER
 
 
-def _top_ids(group: Sequence[TrainingSample]) -> Tensor:
-    """The teacher's likeliest tokens [N, K] in the place of each response token; a filler has none."""
-    if _is_filler(group):
-        return torch.zeros(sum(s.response_tokens for s in group), 1, dtype=torch.long)
+def _top_ids(group: Sequence[TrainingSample], k: int) -> Tensor:
+    """The teacher's `k` likeliest tokens [N, k] in the place of each response token; of a filler any will do."""
     taught = [c.teacher for s in group for c in s.completions]
-    return torch.from_numpy(np.concatenate([t.top_ids for t in taught if t])).long()
+    if not k or _is_filler(group):
+        return torch.zeros(sum(s.response_tokens for s in group), min(k, 1), dtype=torch.long)
+    return torch.from_numpy(np.concatenate([t.top_ids[:, :k] for t in taught if t])).long()
 
 
 def _identity(sample: TrainingSample, completion: Completion) -> bytes:

@@ -54,14 +54,14 @@ class Objective:
         return isinstance(self.loss, DpoLoss) or (isinstance(self.loss, GrpoLoss) and self.loss.reference_kl > 0)
 
     @property
-    def reads_candidates(self) -> bool:
-        """Whether log-probs of the teacher's likeliest tokens are needed."""
-        return isinstance(self.loss, OpdLoss) and self.loss.divergence != "sampled_token"
+    def top_k(self) -> int:
+        """How many of the teacher's likeliest tokens the loss reads."""
+        return self.loss.top_k if isinstance(self.loss, OpdLoss) and self.loss.divergence != "sampled_token" else 0
 
     @property
     def compares_with_rollout(self) -> bool:
         """Whether log-probs are held against the engine's, and so have to be of the temperature it sampled at."""
-        return isinstance(self.loss, PolicyGradient) and not self.reads_candidates
+        return isinstance(self.loss, PolicyGradient) and not self.top_k
 
     def weights(self, lengths: Sequence[int], counts: Counts) -> Tensor:
         """What each token [N] of sequences of `lengths` counts."""
@@ -76,9 +76,8 @@ class Objective:
         """The microbatch's part of the loss; parts add up over microbatches and ranks."""
         if isinstance(self.loss, DpoLoss):
             return self._preference(self.loss, scores, completions, counts)
-        if isinstance(self.loss, OpdLoss) and self.reads_candidates:
-            assert self.loss.divergence != "sampled_token"
-            top = [_taught(c).top for c in completions]
+        if isinstance(self.loss, OpdLoss) and self.loss.divergence != "sampled_token":
+            top = [_taught(c).top[:, : self.top_k] for c in completions]
             teacher = torch.from_numpy(np.concatenate(top)).to(scores.logprobs.device)
             return distillation_loss(
                 scores.candidates, teacher, weights, divergence=self.loss.divergence, beta=self.loss.beta

@@ -42,9 +42,14 @@ SCHEMA = pa.schema(
         pa.field("breakdown", pa.string(), nullable=False),
         pa.field("judge_failure", pa.string(), nullable=False),
         pa.field("advantage", pa.float64()),
+        pa.field("pair", pa.int32()),
+        pa.field("preferred", pa.bool_()),
     ]
 )
-"""`breakdown` is a JSON object of numbers; `judge_failure` is "" or `kind: detail`."""
+"""`breakdown` is a JSON object of numbers; `judge_failure` is "" or `kind: detail`.
+
+`pair` numbers the pairs of a prompt, and `preferred` says which side of it a trajectory is; null where it is on none.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +79,8 @@ class LedgerRow:
     breakdown: dict[str, float]
     judge_failure: str
     advantage: float | None
+    pair: int | None = None
+    preferred: bool | None = None
 
     def __post_init__(self) -> None:
         assert (self.group_step is None) == bool(self.drop_reason), "trained in a step, or dropped for a reason"

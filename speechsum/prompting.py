@@ -7,6 +7,7 @@ it saw them; the learner trains on those ids and on the ids the engine sampled. 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,47 @@ import numpy as np
 from speechsum.errors import UserError
 from speechsum.families import Family
 from speechsum.types import Prompt, read_only
+
+CONTROL_TOKEN = re.compile(r"<\|[^|<>]{1,30}\|>")
+
+
+def user_turn(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a user's turn of plain text, up to where the answer starts."""
+    rendered = tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
+    )
+    return list(tokenizer(rendered, add_special_tokens=False).input_ids)
+
+
+def plain(text: str) -> str:
+    """Without control tokens, which would open another turn."""
+    return CONTROL_TOKEN.sub(" ", text).strip()
+
+
+def with_transcript(instruction: str, transcript: str) -> str:
+    """A request as somebody gets it who reads what was said instead of hearing it."""
+    return f"{plain(instruction)}\n\nTranscript: {plain(transcript)}"
+
+
+def transcript_ids(tokenizer: Any, instruction: str, transcript: str) -> list[int]:
+    """The whole prompt of a reader: teacher, or a student in its text mode."""
+    return user_turn(tokenizer, with_transcript(instruction, transcript))
+
+
+def check_same_ids(student: Any, teacher: Any) -> None:
+    """Raise `UserError` unless every id that both tokenizers have means the same token to both.
+
+    A teacher scores the ids that the student sampled. Where one means something else to it, its lesson is noise.
+    """
+    common = range(min(len(student), len(teacher)))
+    ours, theirs = (tokenizer.convert_ids_to_tokens(common) for tokenizer in (student, teacher))
+    for number, (own, other) in enumerate(zip(ours, theirs, strict=True)):
+        if own != other:
+            raise UserError(
+                f"token {number} is {own!r} to the student and {other!r} to the teacher, which has to share its ids; "
+                "choose a teacher of the same vocabulary, or let it write references (`speechsum data teach`) and "
+                "train on those with an sft stage"
+            )
 
 
 class PromptBuilder:

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from actors.rollout import RolloutFailure
 from cluster.buffer import Slots
 from cluster.controller import DROPS_PER_STEP_LIMIT, Controller, StepReport
-from speechsum.config import GrpoLoss, JudgeConfig, LearnerConfig, RolloutConfig, RunConfig, SftLoss, StageConfig
+from speechsum.config import JudgeConfig, LearnerConfig, RolloutConfig, RunConfig, StageConfig
 from speechsum.data import Draw, PromptStream
 from speechsum.errors import RunError
 from speechsum.ledger import Ledger, LedgerRow, read_ledger
 from speechsum.metrics import METRICS, describe
+from speechsum.objectives import GrpoLoss, SftLoss
 from speechsum.types import (
     AudioRef,
     Batch,
@@ -241,8 +242,8 @@ class FakeDataPorts:
     def completion_ids(self, text: str) -> np.ndarray:
         return read_only([len(text), END], "int32")
 
-    def request_ids(self, instruction: str) -> list[int]:
-        return [1, AUDIO, len(instruction)]
+    def prompt_ids(self, prompt: Prompt, reads: str) -> list[int]:
+        return [1, AUDIO, len(prompt.instruction)] if reads == "audio" else [1, len(prompt.transcript)]
 
 
 def controller_on(ports: Any, *, start: int = 0, version: int = 0) -> Controller:

@@ -17,7 +17,7 @@ from learner.checkpoint import load_checkpoint, save_checkpoint
 from learner.learner import Learner
 from speechsum.batching import make_batch
 from speechsum.config import RunConfig, parse
-from speechsum.types import AudioRef, Completion, TrainingSample, read_only
+from speechsum.types import AudioRef, Completion, TeacherLogprobs, TrainingSample, read_only
 from tests.tiny import recording
 
 COLLECTIVE_TIMEOUT = timedelta(seconds=60)
@@ -40,7 +40,10 @@ def recipe(**sections: dict[str, Any]) -> RunConfig:
         "stage": [
             {"name": "grpo", "steps": 8, "group_size": 4, "loss": {"kind": "grpo"}, "optimizer": optimizer},
             {"name": "sft", "steps": 8, "loss": {"kind": "sft"}, "optimizer": optimizer},
+            {"name": "opd", "steps": 8, "loss": {"kind": "opd", "top_k": 5}, "optimizer": optimizer},
+            {"name": "dpo", "steps": 8, "group_size": 2, "loss": {"kind": "dpo", "beta": 2.0}, "optimizer": optimizer},
         ],
+        "teacher": {"path": "starter"},
     }
     return parse(tree | {k: tree.get(k, {}) | v for k, v in sections.items()}, "tests")
 
@@ -92,6 +95,27 @@ def references(learner: Learner, refs: Iterable[AudioRef]) -> list[TrainingSampl
     ]  # fmt: skip
 
 
+def taught(samples: Iterable[TrainingSample]) -> list[TrainingSample]:
+    """The same groups with a lesson for every completion; the teacher knows seven tokens and is sure of the first."""
+    rng = np.random.default_rng(2)
+
+    def lesson(length: int) -> TeacherLogprobs:
+        ids = np.stack([rng.permutation(300)[:7] for _ in range(length)])
+        top = np.log(np.tile([0.6, 0.1, 0.05, 0.05, 0.05, 0.02, 0.01], (length, 1)))
+        sampled = rng.normal(-3, 0.5, length)
+        return TeacherLogprobs(read_only(sampled, "float32"), read_only(ids, "int32"), read_only(top, "float32"))
+
+    return [
+        replace(s, completions=tuple(replace(c, teacher=lesson(len(c.token_ids))) for c in s.completions))
+        for s in samples
+    ]
+
+
+def paired(samples: Iterable[TrainingSample]) -> list[TrainingSample]:
+    """The first two completions of every group as a pair."""
+    return [replace(s, completions=s.completions[:2]) for s in samples]
+
+
 def step(learner: Learner, samples: list[TrainingSample]) -> dict[str, float]:
     """One step of all ranks on `samples`, each rank on its shard."""
     batch = make_batch(samples, dist.get_world_size())
@@ -110,7 +134,7 @@ def moved(tensors: dict[str, torch.Tensor], by: float = 0.05) -> dict[str, torch
 def play(checkpoint: Path, folder: Path) -> dict[str, Any]:
     """The whole script. What it notes must not depend on the number of ranks."""
     learner = Learner(recipe(learner={"ranks": dist.get_world_size()}), checkpoint)
-    grpo, sft = learner.config.stage
+    grpo, sft, opd, dpo = learner.config.stage
     refs = [AudioRef(str(folder / f"{i}.wav")) for i in range(len(SECONDS))]
     notes: dict[str, Any] = {"start": learner.adapter()}
     learner.load_adapter(moved(notes["start"]))
@@ -143,6 +167,15 @@ def play(checkpoint: Path, folder: Path) -> dict[str, Any]:
     notes["sft"] = [step(learner, references(learner, refs)) for _ in range(2)]
     notes["after_sft"] = learner.adapter()
     notes["logprobs"] = learner.logprobs(samples)
+
+    learner.begin_stage(opd)
+    notes["opd"] = [step(learner, taught(samples)) for _ in range(2)]
+    notes["after_opd"] = learner.adapter()
+
+    learner.begin_stage(dpo)
+    notes["dpo"] = [step(learner, paired(samples)) for _ in range(2)]
+    notes["dpo_lonely"] = step(learner, paired(samples[:1]))
+    notes["after_dpo"], notes["reference"] = learner.adapter(), learner.reference()
     return notes
 
 

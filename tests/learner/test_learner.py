@@ -12,6 +12,7 @@ import torch
 from learner import learner as module
 from learner.checkpoint import load_checkpoint
 from learner.learner import Learner
+from learner.objective import PAIR_MEANS, SUMS, TOKEN_MEANS
 from speechsum.errors import RunError, UserError
 from speechsum.families import FAMILIES, Family
 from speechsum.types import AudioRef, Completion, TrainingSample, read_only
@@ -21,7 +22,7 @@ from tests.tiny import noise, recording
 
 LR = 3e-3
 SAME_WEIGHTS = {"atol": 0.02 * LR, "rtol": 0.0}
-REDUCED = ("loss", "grad_norm", "lr", "entropy", "clip_share", "is_weight_mean", "logprob_gap", "masked_tokens")
+REDUCED = ("loss", "grad_norm", "lr", "entropy", *TOKEN_MEANS, *PAIR_MEANS, *SUMS)
 
 
 def close(ours, theirs, **tolerance):
@@ -60,7 +61,7 @@ def scenes(tiny_path, tmp_path_factory, single_rank):
     return Scenes(folder, alone, ranks.wait(context, folder))
 
 
-@pytest.fixture(params=["steps", "sft"])
+@pytest.fixture(params=["steps", "sft", "opd", "dpo"])
 def stage_steps(request, scenes):
     return scenes.alone[request.param], scenes.two[0][request.param]
 
@@ -98,7 +99,7 @@ def test_the_grpo_batch_is_a_telling_one(scenes):
     assert second["learner/lr"] == LR
 
 
-@pytest.mark.parametrize("note", ["stepped", "after_lonely", "after_sft"])
+@pytest.mark.parametrize("note", ["stepped", "after_lonely", "after_sft", "after_opd", "after_dpo"])
 def test_same_weights(scenes, note):
     close(scenes.alone[note], scenes.two[0][note], **SAME_WEIGHTS)
     moved = (scenes.alone[note][n] - t for n, t in scenes.alone["loaded"].items())
@@ -114,6 +115,25 @@ def test_same_moments(scenes):
 def test_same_log_probs(scenes):
     for ours, theirs in zip(scenes.alone["logprobs"], scenes.two[0]["logprobs"], strict=True):
         np.testing.assert_allclose(ours, theirs, atol=5e-4)
+
+
+def test_a_preference_starts_from_the_stage_s_own_weights(scenes):
+    first, second = scenes.alone["dpo"]
+    assert first["learner/loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert first["learner/dpo_margin"] == pytest.approx(0, abs=1e-5)
+    assert second["learner/loss"] < first["learner/loss"]
+    assert second["learner/dpo_accuracy"] > 0.5
+    for notes in (scenes.alone, *scenes.two):
+        close(notes["reference"], notes["after_opd"], atol=0.0, rtol=0.0)
+        assert notes["dpo_lonely"]["learner/skipped"] == 0  # a rank without pairs takes part
+
+
+def test_distilling_brings_the_student_to_the_teacher(scenes):
+    first, second = (s["learner/teacher_divergence"] for s in scenes.alone["opd"])
+    assert second < first
+    assert scenes.alone["opd"][0]["learner/loss"] == pytest.approx(first, rel=1e-5)
+    # the recipe's five tokens, though the teacher named seven
+    assert scenes.alone["opd"][0]["learner/teacher_top"] == pytest.approx(0.85, abs=1e-5)
 
 
 def test_a_poisoned_shard_skips_the_step_on_every_rank(scenes):

@@ -1,0 +1,125 @@
+"""Judged completions of one prompt -> pairs to prefer by, and pairs that were made before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from speechsum.errors import UserError
+from speechsum.ledger import FOLDER, read_ledger
+from speechsum.objectives import PairRules
+from speechsum.types import Reward
+
+FAITHFULNESS = ("faithful", "support")
+"""What judges call it in their breakdown, the rubric's first."""
+
+COLUMNS = ("prompt_id", "chosen", "rejected")
+
+
+def choose_pairs(rewards: Sequence[Reward | None], lengths: Sequence[int], rules: PairRules) -> list[tuple[int, int]]:
+    """Indices (preferred, other) of completions that `rules` allow to be compared, the widest apart first.
+
+    `rewards` is None where the judge failed, `lengths` are in tokens. No completion is in two pairs.
+    """
+    known = [(i, r) for i, r in enumerate(rewards) if r is not None]
+    candidates = [
+        (better.value - worse.value, i, j)
+        for i, better in known for j, worse in known
+        if better.value > worse.value and _allowed(better, worse, lengths[i], lengths[j], rules)
+    ]  # fmt: skip
+    pairs: list[tuple[int, int]] = []
+    used: set[int] = set()
+    for _, i, j in sorted(candidates, key=lambda c: (-c[0], c[1], c[2])):
+        if len(pairs) < rules.per_prompt and not {i, j} & used:
+            pairs.append((i, j))
+            used |= {i, j}
+    return pairs
+
+
+def _allowed(better: Reward, worse: Reward, own: int, other: int, rules: PairRules) -> bool:
+    if better.value - worse.value < rules.margin:
+        return False
+    if max(own, other) > rules.max_length_ratio * min(own, other):
+        return False
+    return not rules.faithful_first or _faithfulness(better) >= _faithfulness(worse)
+
+
+def _faithfulness(reward: Reward) -> float:
+    """By the judge's own account; least for what a gate turned down, and the same for all where no judge says."""
+    if reward.gate:
+        return float("-inf")
+    return next((reward.breakdown[name] for name in FAITHFULNESS if name in reward.breakdown), 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two answers to one prompt, the preferred one first. Pairs file, ledger -> controller."""
+
+    prompt_id: str
+    chosen: str
+    rejected: str
+
+
+def read_pairs(source: str | Path) -> list[Pair]:
+    """Pairs of a run folder's ledger, or of a Parquet or JSONL file with `prompt_id, chosen, rejected`.
+
+    Raises `UserError` naming the file, the row and the remedy.
+    """
+    path = Path(source)
+    if (path / FOLDER).is_dir():
+        pairs = _of_ledger(path)
+    elif path.suffix == ".jsonl":
+        pairs = [_pair(row, path, number) for number, row in enumerate(_json_lines(path), start=1)]
+    else:
+        pairs = [_pair(row, path, number) for number, row in enumerate(_parquet_rows(path), start=1)]
+    if not pairs:
+        raise UserError(f"{path} holds no pairs; run a dpo stage without `pairs` to make some, or name another file")
+    return pairs
+
+
+def _of_ledger(folder: Path) -> list[Pair]:
+    """A pair is the two rows that share group, step and pair number."""
+    sides: dict[tuple[object, ...], dict[bool, str]] = {}
+    for row in read_ledger(folder).to_pylist():
+        if row["pair"] is not None:
+            key = row["run_id"], row["stage"], row["epoch"], row["prompt_id"], row["pair"]
+            sides.setdefault(key, {})[row["preferred"]] = row["text"]
+    return [Pair(str(key[3]), both[True], both[False]) for key, both in sides.items() if len(both) == 2]
+
+
+def _json_lines(path: Path) -> list[object]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}; name a run folder, a Parquet or a JSONL file") from None
+    rows: list[object] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{path}, row {number}: not JSON ({error}); write one object a line") from None
+    return rows
+
+
+def _parquet_rows(path: Path) -> list[object]:
+    try:
+        return list(pq.read_table(path).to_pylist())
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"cannot read {path}: {error}; name a run folder, a Parquet or a JSONL file") from None
+
+
+def _pair(row: object, path: Path, number: int) -> Pair:
+    values = row if isinstance(row, dict) else {}
+    texts = [values.get(name) for name in COLUMNS]
+    for name, text in zip(COLUMNS, texts, strict=True):
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"{path}, row {number}: {name} is missing or no text; give {', '.join(COLUMNS)}")
+    prompt_id, chosen, rejected = (str(text) for text in texts)
+    if chosen == rejected:
+        raise UserError(f"{path}, row {number}: chosen and rejected are the same text; drop the row")
+    return Pair(prompt_id, chosen, rejected)
