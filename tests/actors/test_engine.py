@@ -9,6 +9,7 @@ import pytest
 
 from actors.engine import Engine, EngineBroken, EngineOutput, EngineRefusal, EngineRequest
 from speechsum.config import EngineConfig
+from speechsum.errors import RunError
 from speechsum.families import FAMILIES
 from speechsum.lora import merge, pair_names
 from speechsum.prompting import PromptBuilder
@@ -154,6 +155,31 @@ def test_prompt_logprobs_agree_with_generation(engine):
     whole = [*prompt, *out.samples[0].token_ids.tolist()]
     (scored,) = engine.prompt_logprobs([whole], [len(prompt)])
     np.testing.assert_allclose(scored, out.samples[0].logprobs, atol=1e-4)
+
+
+def test_candidates_are_the_likeliest_tokens_in_each_place(engine, tiny_path):
+    """Against transformers on the same text: the tokens that are there, and the five likeliest instead of them."""
+    import torch
+
+    prompt = engine.tokenizer("the meeting moved to friday noon").input_ids
+    (found,) = engine.candidates([prompt], [3], 5)
+    model = FAMILIES["audio_flamingo3"].load(tiny_path, "float32")
+    with torch.no_grad():
+        logprobs = model(input_ids=torch.tensor([prompt])).logits[0, 2:-1].log_softmax(-1)
+    top = logprobs.topk(5)
+    there = logprobs.gather(-1, torch.tensor(prompt[3:])[:, None])[:, 0]
+    assert found.top.shape == (len(prompt) - 3, 5)
+    np.testing.assert_allclose(found.sampled, there.numpy(), atol=1e-4)
+    np.testing.assert_allclose(found.top, top.values.numpy(), atol=1e-4)
+    assert (found.top_ids == top.indices.numpy()).mean() > 0.95  # two that are equally likely may change places
+
+
+def test_writing_is_greedy_generation_from_text(engine):
+    prompt = engine.tokenizer("the meeting moved to").input_ids
+    (text,) = engine.write([prompt], GREEDY)
+    assert text == engine.generate([EngineRequest(prompt)], GREEDY)[0].samples[0].text
+    with pytest.raises(RunError, match="would not take a prompt"):
+        engine.write([[5] * 400], GREEDY)
 
 
 def test_one_bad_prompt_does_not_fail_its_batch(engine, ids):
