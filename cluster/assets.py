@@ -62,14 +62,18 @@ def teacher_checkpoint(config: TeacherConfig, student: Path, say: Say) -> Path:
     """The teacher's folder. Raises `UserError` unless it means the same by its token ids as the `student`."""
     from transformers import AutoTokenizer
 
-    if config.path == STARTER:
-        folder = adapted_starter(config.adapter, say)
-    elif config.adapter != "none":
-        raise UserError(f"teacher.adapter = {config.adapter!r} goes with teacher.path = 'starter'; export it merged")
-    else:
-        folder = checkpoint_folder(config.path)
+    folder = teacher_folder(config, say)
     check_same_ids(AutoTokenizer.from_pretrained(student), AutoTokenizer.from_pretrained(folder))
     return folder
+
+
+def teacher_folder(config: TeacherConfig, say: Say) -> Path:
+    """The teacher's checkpoint, whatever its vocabulary."""
+    if config.path == STARTER:
+        return adapted_starter(config.adapter, say)
+    if config.adapter != "none":
+        raise UserError(f"teacher.adapter = {config.adapter!r} goes with teacher.path = 'starter'; export it merged")
+    return checkpoint_folder(config.path)
 
 
 def hears(folder: Path) -> bool:

@@ -202,14 +202,15 @@ class Training:
         self._counted_until = time.monotonic()
 
     def run(self) -> dict[str, Any]:
-        """Restore, push the first weights, check agreement, evaluate, train every stage, evaluate, export."""
+        """Restore, push the first weights, check agreement, evaluate, train and evaluate every stage, export."""
         self._restore()
         self._first_push()
         self._evaluate("before")
         for index, stage in enumerate(self.config.stage):
             if index >= self.progress.stage:
                 self._run_stage(index, stage)
-        self._evaluate("after")
+            if (self.progress.stage, self.progress.step) == (index + 1, 0):
+                self._evaluate("after" if stage is self.config.stage[-1] else stage.name)
         self.watch.status("exporting the trained model")
         self.crew.learner.export(self.folder.path / "model")
         return self._summary()
@@ -281,8 +282,13 @@ class Training:
             self.progress.evaluations[name] = evaluator.run(name, self.progress.version, self.watch.status)
 
     def _compared(self) -> dict[str, Any]:
+        """`before`, `after` and their difference, and how the run stood after each stage but the last."""
         evaluator = self._evaluator()
-        return evaluator.compare(self.progress.evaluations) if evaluator else {}
+        if evaluator is None:
+            return {}
+        between = {s.name: self.progress.evaluations[s.name] for s in self.config.stage[:-1]}
+        compared = evaluator.compare({name: self.progress.evaluations[name] for name in ("before", "after")})
+        return compared | {"stages": {name: evaluator.means(e["rows"]) for name, e in between.items()}}
 
     def _evaluator(self) -> Evaluator | None:
         """None in a run without held-out clips."""

@@ -156,6 +156,12 @@ def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     check.add_argument("--recipe", type=Path, metavar="RECIPE", help="take root and audio limit from this recipe")
     check.add_argument("--max-audio-s", type=_positive_float, metavar="S", help="longest recording (default: 30)")
     check.set_defaults(command=_data_check)
+    teach = kinds.add_parser("teach", help="let a text teacher write the references, from the transcripts")
+    teach.add_argument("--recipe", type=Path, required=True, metavar="RECIPE", help="whose teacher it is")
+    teach.add_argument("--data", type=Path, required=True, metavar="M", help="manifest with transcripts")
+    teach.add_argument("--out", type=Path, required=True, metavar="M2", help="the manifest to write, beside the other")
+    _add_override(teach)
+    teach.set_defaults(command=_data_teach)
 
 
 def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -264,6 +270,15 @@ def _data_synth(options: argparse.Namespace) -> int:
     except OSError as error:
         raise UserError(f"cannot write to {options.out}: {error.strerror}; choose another --out") from error
     print(manifest)
+    return 0
+
+
+def _data_teach(options: argparse.Namespace) -> int:
+    from cluster.teach import teach
+    from speechsum.config import load_recipe
+
+    teach(load_recipe(options.recipe, options.override), options.data, options.out)
+    print(options.out)
     return 0
 
 

@@ -281,8 +281,8 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _lengths_fit(self) -> Self:
         names = [s.name for s in self.stage]
-        if len(set(names)) != len(names):
-            raise ValueError(f"stage names must differ, got {names}")
+        if len(set(names)) != len(names) or {"before", "after"} & set(names):
+            raise ValueError(f"stage names must differ, and none be 'before' or 'after'; got {names}")
         if self.rollout.temperature == 0 and any(s.group_size > 1 for s in self.stage):
             raise ValueError("rollout.temperature = 0 makes all completions of a group alike; set it above 0")
         for stage in self.stage:

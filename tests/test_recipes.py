@@ -55,3 +55,24 @@ def test_the_full_size_recipe():
     assert gpus == 8
     longest = config.model.max_prompt_tokens + config.stage[1].group_size * config.rollout.max_tokens
     assert longest <= config.learner.microbatch_tokens
+
+
+@pytest.mark.parametrize("last", ["dpo", "grpo"])
+def test_the_paper_in_two_sizes(last):
+    suffix = "" if last == "dpo" else "-grpo"
+    for name in ("paper-mini", "paper-qwen2.5-omni-7b"):
+        config = load_recipe(FOLDER / f"{name}{suffix}.toml")
+        assert [(s.name, s.loss.kind) for s in config.stage] == [(k, k) for k in ("sft", "opd", last)]
+        assert config.teacher.path
+        if name != "paper-mini":
+            used = [config.rollout, config.teacher]
+            gpus = config.learner.ranks * config.learner.gpus_per_rank + sum(p.actors * p.gpus_per_actor for p in used)
+            assert gpus == 8
+            assert "NOT BEEN RUN ON A GPU" in (FOLDER / f"{name}{suffix}.toml").read_text(encoding="utf-8")
+
+
+def test_paper_mini_differs_in_its_last_stage_alone():
+    dpo, grpo = (load_recipe(FOLDER / f"paper-mini{suffix}.toml") for suffix in ("", "-grpo"))
+    assert dpo.model_copy(update={"name": "", "stage": dpo.stage[:-1]}) == grpo.model_copy(
+        update={"name": "", "stage": grpo.stage[:-1]}
+    )

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from actors.rollout import RolloutFailure
 from cluster.buffer import Slots
 from cluster.controller import DROPS_PER_STEP_LIMIT, Controller, StepReport
-from speechsum.config import JudgeConfig, LearnerConfig, RolloutConfig, RunConfig, StageConfig
+from speechsum.config import JudgeConfig, LearnerConfig, RolloutConfig, RunConfig, StageConfig, TeacherConfig
 from speechsum.data import Draw, PromptStream
 from speechsum.errors import RunError
 from speechsum.ledger import Ledger, LedgerRow, read_ledger
 from speechsum.metrics import METRICS, describe
-from speechsum.objectives import GrpoLoss, SftLoss
+from speechsum.objectives import DpoLoss, GrpoLoss, Loss, OpdLoss, PairRules, SftLoss
+from speechsum.pairs import Pair
 from speechsum.types import (
     AudioRef,
     Batch,
@@ -29,10 +30,13 @@ from speechsum.types import (
     FinishReason,
     JudgeFailure,
     Judgement,
+    Lesson,
     Prompt,
     Reward,
     SamplingParams,
     ScoredGroup,
+    TeacherFailure,
+    TeacherLogprobs,
     Trajectory,
     TrajectoryGroup,
     read_only,
@@ -40,6 +44,10 @@ from speechsum.types import (
 )
 
 AUDIO, END = 7, 2
+UNREAD = TeacherFailure(FailureKind.TOO_LONG)
+LESSON = TeacherLogprobs(
+    read_only([-1.0] * 2, "float32"), read_only([[3]] * 2, "int32"), read_only([[-0.1]] * 2, "float32")
+)
 PROMPTS = [Prompt(f"p{i}", AudioRef(f"/clips/{i}.wav"), f"ask {i}", reference=f"answer {i}") for i in range(5)]
 Key = tuple[int, str]
 Judge = Callable[[int], list[Judgement]]
@@ -48,14 +56,15 @@ Judge = Callable[[int], list[Judgement]]
 
 def run_config(
     *, steps: int = 2, groups: int = 2, size: int = 2, staleness: int = 0, per_request: int = 8,
-    failures_allowed: float = 1.0, window: int = 200, loss: SftLoss | GrpoLoss | None = None,
+    failures_allowed: float = 1.0, window: int = 200, loss: Loss | None = None,
 ) -> RunConfig:  # fmt: skip
     stage = StageConfig(
         name="speak", steps=steps, groups_per_step=groups, group_size=size, max_staleness=staleness,
         loss=loss or GrpoLoss(),
     )  # fmt: skip
     return RunConfig(
-        name="fake", stage=(stage,), rollout=RolloutConfig(prompts_per_request=per_request),
+        name="fake", stage=(stage,), teacher=TeacherConfig(path="starter"),
+        rollout=RolloutConfig(prompts_per_request=per_request),
         judge=JudgeConfig(max_failure_share=failures_allowed, failure_window=window), learner=LearnerConfig(ranks=2),
     )  # fmt: skip
 
@@ -79,9 +88,11 @@ class FakePorts:
         self, config: RunConfig, judge: Judge, *, roll_fails: Callable[[], bool] = lambda: False,
         finish: Callable[[dict[int, str]], list[int]] = lambda pending: [min(pending)],
         age: Callable[[int, int], int] = lambda asked, live: asked, live: int = 0,
+        teacher_fails: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
         self.config, self.stage = config, config.stage[0]
         self.judge, self.roll_fails, self.finish, self.age, self.live = judge, roll_fails, finish, age, live
+        self.teacher_fails = teacher_fails
         self.controller: Controller | None = None
         self.calls: list[str] = []
         self.pending: dict[int, tuple[str, Callable[[], Any]]] = {}
@@ -120,6 +131,10 @@ class FakePorts:
         assert groups
         return self._begin("score", lambda: [self._score(group) for group in groups])
 
+    def teach(self, groups: Sequence[TrajectoryGroup]) -> int:
+        assert groups
+        return self._begin("teach", lambda: [self._teach(group) for group in groups])
+
     def step(self, batch: Batch, version: int) -> int:
         self._settle_stale()
         self._check_slots()
@@ -133,7 +148,9 @@ class FakePorts:
                 serial = int(completion.token_ids[0])
                 key, written_at = self.made[serial]
                 keys.add(key)
-                assert isinstance(self.judgements[serial], Reward)
+                if "judge" in self.stage.kind.scorers:
+                    assert isinstance(self.judgements[serial], Reward)
+                assert (completion.teacher is not None) == ("teacher" in self.stage.kind.scorers)
                 assert math.isfinite(completion.advantage)
                 assert completion.policy_version == written_at
                 assert 0 <= version - written_at <= self.stage.max_staleness
@@ -201,9 +218,20 @@ class FakePorts:
             self._drop(key, "judge_failed")
         elif len(set(known)) == 1:
             self._drop(key, "equal_rewards")
-        else:
+        elif "teacher" not in self.stage.kind.scorers:
             self.buffered[key] = min(self.made[serial][1] for serial in serials)
         return ScoredGroup(group, tuple(judgements))
+
+    def _teach(self, group: TrajectoryGroup) -> tuple[Lesson, ...]:
+        serials = [int(t.token_ids[0]) for t in group.trajectories]
+        lessons = tuple(UNREAD if self.teacher_fails() else LESSON for _ in serials)
+        judged = [isinstance(self.judgements.get(serial, Reward(0.0)), Reward) for serial in serials]
+        key = self.made[serials[0]][0]
+        if any(lesson is LESSON and known for lesson, known in zip(lessons, judged, strict=True)):
+            self.buffered[key] = min(self.made[serial][1] for serial in serials)
+        else:
+            self._drop(key, "teacher_failed")
+        return lessons
 
     def _settle_stale(self) -> None:
         """A call that may only follow the dropping of stale groups."""
@@ -269,7 +297,7 @@ def check_accounts(ports: FakePorts, reports: Sequence[StepReport], pending: Seq
     expected = {key: reason for key, reason in ports.dropped.items() if reason != "rollout"}
     expected |= dict.fromkeys(ports.trained, "")
     assert set(reasons) == set(expected)
-    assert all(reasons[key] <= {reason, "judge_failed"} for key, reason in expected.items())
+    assert all(reasons[key] <= {reason, "judge_failed", "teacher_failed"} for key, reason in expected.items())
     counted = sum(int(report.metrics["buffer/dropped"]) for report in reports)
     assert counted == len(ports.dropped) - ports.drops_since_step
 
@@ -556,6 +584,91 @@ def test_rollouts_that_all_fail_are_no_progress_and_the_reason_is_told() -> None
     with pytest.raises(RunError, match=r"21 rollout.*the last rollout to fail: p\d: audio unreadable: no such file"):
         list(controller_on(ports).run())
     assert "score" not in ports.calls
+
+
+# --- a teacher -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", [OpdLoss(), GrpoLoss(distill=0.1)])
+@given(st.integers(0, 2**32), st.integers(0, 2), st.integers(0, 4), st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_a_teacher_s_groups_are_accounted_for_in_any_order(
+    loss: Loss, seed: int, staleness: int, fails: int, newest_first: bool
+) -> None:
+    rng = Random(seed)
+    ports = FakePorts(
+        run_config(steps=4, groups=2, size=3, staleness=staleness, per_request=2, loss=loss),
+        random_judge(rng, 3, fails=2, equal=2), teacher_fails=lambda: rng.randrange(10) < fails,
+        finish=any_order(rng, newest_first), age=rng.randint,
+    )  # fmt: skip
+    controller = controller_on(ports)
+    reports = list(controller.run())
+    assert len(reports) == 4
+    fates = Counter([*ports.trained, *ports.dropped, *ports.open])
+    assert fates == Counter(dict.fromkeys(ports.dispatched, 1))
+    rows = [row for report in reports for row in report.ledger]
+    assert len({row.trajectory_id for row in rows}) == len(rows)
+    assert {r.prompt_id for r in rows if r.group_step} == {prompt for _, prompt in ports.trained}
+    assert ("score" in ports.calls) == (loss.kind == "grpo")
+
+
+def test_what_the_judge_rules_out_costs_no_teacher() -> None:
+    verdicts = [rewards(2, 2), rewards(0, 4)]
+    ports = FakePorts(run_config(steps=1, groups=1, loss=GrpoLoss(distill=0.1)), lambda n: verdicts[n])
+    (report,) = controller_on(ports).run()
+    assert ports.calls.count("score") == 2
+    assert ports.calls.count("teach") == 1
+    assert report.metrics["teacher/failure_share"] == 0
+    assert report.metrics["teacher/exposed_s"] <= report.metrics["teacher/teach_s"]
+    assert set(report.metrics) <= set(METRICS)
+
+
+def test_teachers_that_all_fail_are_no_progress() -> None:
+    ports = FakePorts(run_config(steps=1, groups=1, loss=OpdLoss()), ascending(2), teacher_fails=lambda: True)
+    with pytest.raises(RunError, match="teacher_failed"):
+        list(controller_on(ports).run())
+
+
+# --- pairs ---------------------------------------------------------------------------------------------------------
+
+
+def test_pairs_are_trained_on_with_the_preferred_first_and_told_in_the_ledger() -> None:
+    loss = DpoLoss(rules=PairRules(margin=0.5))
+    ports = FakePorts(run_config(steps=1, groups=2, size=3, loss=loss), lambda n: rewards(1, 5, 0))
+    (report,) = controller_on(ports).run()
+    samples = [sample for shard in ports.batches[0].shards for sample in shard]
+    assert ports.batches[0].sequences == 4
+    for sample in samples:
+        values = [ports.judgements[int(c.token_ids[0])].value for c in sample.completions]  # type: ignore[union-attr]
+        assert values == [5, 0]
+    told = sorted(
+        (row.prompt_id, row.pair, row.preferred, row.drop_reason, row.reward)
+        for row in report.ledger
+        if row.pair is not None
+    )
+    assert [row[1:] for row in told] == [(0, False, "", 0.0), (0, True, "", 5.0)] * 2
+    assert [(row.drop_reason, row.reward) for row in report.ledger if row.pair is None] == [("no_pair", 1.0)] * 2
+
+
+def test_pairs_made_before_are_drawn_by_prompt_and_another_each_epoch() -> None:
+    pairs = {"p1": [Pair("p1", "a", "bb"), Pair("p1", "ccc", "dddd")], "p3": [Pair("p3", "e" * 5, "f" * 6)]}
+    ports = FakeDataPorts(run_config(steps=4, groups=1, size=1, loss=DpoLoss(pairs="elsewhere")))
+    stream = PromptStream(PROMPTS, seed=3)
+    list(Controller(ports.config, ports.stage, ports, stream, run_id="run", pairs=pairs).run())
+    seen = Counter()
+    for batch in ports.batches:
+        (sample,) = [sample for shard in batch.shards for sample in shard]
+        seen[sample.prompt_id, *(int(c.token_ids[0]) for c in sample.completions)] += 1
+    assert seen == {("p1", 1, 2): 1, ("p1", 3, 4): 1, ("p3", 5, 6): 2}
+
+
+def test_a_teacher_to_be_is_raised_on_transcripts() -> None:
+    config = run_config(steps=1, groups=1, size=1, loss=SftLoss())
+    ports = FakeDataPorts(config)
+    ports.stage = ports.stage.model_copy(update={"reads": "transcript"})
+    list(controller_on(ports).run())
+    (sample,) = [sample for shard in ports.batches[0].shards for sample in shard]
+    assert AUDIO not in sample.prompt_ids
 
 
 # --- data as completions -------------------------------------------------------------------------------------------

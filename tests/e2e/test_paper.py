@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from cluster.teach import teach
 from cluster.train import run
 from speechsum.config import parse
+from speechsum.errors import UserError
 from speechsum.ledger import read_ledger
 from speechsum.metrics import describe
 from speechsum.pairs import read_pairs
@@ -48,6 +50,8 @@ def test_every_stage_ran_and_every_figure_is_described(finished: tuple[Path, dic
     folder, summary = finished
     assert summary["stages"] == ["sft", "opd", "dpo", "mix"]
     assert summary["steps"] == 7
+    assert set(summary["eval"]["stages"]) == {"sft", "opd", "dpo"}
+    assert all(evaluation["n"] == 4 for evaluation in summary["eval"]["stages"].values())
     for stage in summary["stages"]:
         for line in lines(folder, stage):
             assert all(describe(name) for name in set(line) - {"time", "stage", "step"})
@@ -96,6 +100,22 @@ def test_a_run_on_the_pairs_that_another_has_made(
     told = lines(tmp_path / "run", "offline")
     assert told[0]["learner/loss"] == pytest.approx(0.6931, abs=1e-3)
     assert all(not any(name.startswith(("judge/", "rollout/")) for name in line) for line in told)
+
+
+def test_a_teacher_of_any_vocabulary_writes_references(
+    recipe: dict[str, Any], manifest: Path, tiny_30s_path: Path
+) -> None:
+    teacher = {"path": str(tiny_30s_path), "dtype": "float32", "engine": recipe["rollout"]["engine"]}
+    out = manifest.with_name("taught.jsonl")
+    teach(parse(recipe | {"teacher": teacher}, "taught"), manifest, out)
+    before, after = ([json.loads(line) for line in path.read_text().splitlines()] for path in (manifest, out))
+    assert [row["id"] for row in before] == [row["id"] for row in after]
+    assert all(
+        a["reference"] != b["reference"] and a["audio"] == b["audio"] for a, b in zip(after, before, strict=True)
+    )
+    assert len({row["reference"] for row in after}) == 1  # of one transcript, greedily
+    with pytest.raises(UserError, match="has to be another"):
+        teach(parse(recipe | {"teacher": teacher}, "taught"), manifest, manifest)
 
 
 def test_nothing_is_left_running(finished: tuple[Path, dict[str, Any]]) -> None:

@@ -25,6 +25,7 @@ COMMANDS = [
     "data",
     "data synth",
     "data check",
+    "data teach",
     "train",
     "eval",
     "judge",
