@@ -18,11 +18,12 @@ from cluster.memory import MemoryWatch
 from cluster.ports import RayPorts
 from cluster.run_folder import RunFolder
 from cluster.runtime import ray_session
+from cluster.stopping import StopRequest
 from cluster.watch import SampleRow, Watch
 from learner.checkpoint import load_checkpoint, newest_checkpoint
 from speechsum.config import RunConfig, StageConfig
 from speechsum.data import PromptStream
-from speechsum.errors import UserError
+from speechsum.errors import StopAsked, UserError
 from speechsum.families import FAMILIES
 from speechsum.ledger import Ledger
 from speechsum.objectives import DpoLoss, OpdLoss
@@ -34,19 +35,21 @@ from speechsum.types import Prompt, Reward, ScoredGroup
 def run(config: RunConfig, run_dir: Path, *, address: str | None, resume: bool, overwrite: bool) -> dict[str, Any]:
     """Train as the recipe says and return what `summary.json` holds.
 
-    Raises `UserError` for what the user can mend, before any model loads; `RunError` when the run cannot go on.
+    Raises `UserError` for what the user can mend, before any model loads; `RunError` when the run cannot go on;
+    `StopAsked` after SIGTERM, which lets the step under way finish and saves a checkpoint first.
     """
     folder = RunFolder.create(run_dir, config, resume=resume, overwrite=overwrite)
     if resume and folder.summary.exists():
         return folder.read_summary()  # nothing is left to do
-    with Watch(folder, config) as watch, MemoryWatch() as memory:
+    with Watch(folder, config) as watch, MemoryWatch() as memory, StopRequest() as stop:
         plan = make_plan(config, folder, watch, resume)
         with ray_session(address, memory, watch.status):
+            stop.listen()  # Ray has put a handler of its own in place
             if address is None:
                 _refuse_without_gpus(config)
             crew = Crew.start(config, plan, watch)
             try:
-                summary = Training(config, plan, crew, folder, watch, memory).run()
+                summary = Training(config, plan, crew, folder, watch, memory, stop).run()
             finally:
                 crew.close()
     folder.write_summary(summary)
@@ -187,10 +190,11 @@ class Training:
     """One run with everything it needs; `run` is the story, the rest its chapters."""
 
     def __init__(
-        self, config: RunConfig, plan: Plan, crew: Crew, folder: RunFolder, watch: Watch, memory: MemoryWatch
-    ) -> None:
+        self, config: RunConfig, plan: Plan, crew: Crew, folder: RunFolder, watch: Watch, memory: MemoryWatch,
+        stop: StopRequest,
+    ) -> None:  # fmt: skip
         self.config, self.plan, self.crew = config, plan, crew
-        self.folder, self.watch, self.memory = folder, watch, memory
+        self.folder, self.watch, self.memory, self.stop = folder, watch, memory, stop
         self.ledger = Ledger(folder.path)
         self.stream = PromptStream(plan.train, config.seed)
         builder = PromptBuilder.load(plan.checkpoint, FAMILIES[config.model.family])
@@ -208,7 +212,8 @@ class Training:
         self._evaluate("before")
         for index, stage in enumerate(self.config.stage):
             if index >= self.progress.stage:
-                self._run_stage(index, stage)
+                with self.stop.held():
+                    self._run_stage(index, stage)
             if (self.progress.stage, self.progress.step) == (index + 1, 0):
                 self._evaluate("after" if stage is self.config.stage[-1] else stage.name)
         self.watch.status("exporting the trained model")
@@ -314,8 +319,11 @@ class Training:
                 done = report.step == stage.steps
                 progress.stage, progress.step = (index + 1, 0) if done else (index, report.step)
                 progress.version, progress.total_steps = controller.version, progress.total_steps + 1
-                if done or report.step % stage.checkpoint_every == 0:
+                leaving = self.stop.asked  # read once: a request that comes while saving waits for the next step
+                if done or leaving or report.step % stage.checkpoint_every == 0:
                     self._save(controller)
+                if leaving:
+                    raise StopAsked
         except BaseException:  # an interrupt too: its last judgements say why a run stopped
             self.ledger.record(controller.abandon())
             self.ledger.flush()

@@ -1,7 +1,8 @@
 """The command line. Imports nothing but the standard library until a command is chosen, so `--help` is instant.
 
-Three kinds of end: a mistake of the user is one sentence and exit code 2, a run that cannot go on one sentence and 1,
-anything else one sentence and 1 with the traceback in a file that the sentence names.
+Four kinds of end: a mistake of the user is one sentence and exit code 2, a run that cannot go on one sentence and 1,
+a run that was asked to stop (SIGTERM) 75 once it has saved, anything else one sentence and 1 with the traceback in a
+file that the sentence names.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speechsum import __version__
-from speechsum.errors import RunError, UserError
+from speechsum.errors import RunError, StopAsked, UserError
 
 if TYPE_CHECKING:
     from speechsum.config import RunConfig
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 DEFAULT_INSTRUCTION = "Summarize what is said in one sentence."
 INTERRUPTED = 130
+STOPPED = os.EX_TEMPFAIL  # 75: what schedulers know as "try again", here "go on with --resume"
 INTERRUPT_GRACE_S = 30.0
 
 
@@ -44,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunError as error:
         cause = f" (the whole story in {_write_traceback(options)})" if error.__cause__ else ""
         return _complain(f"{error}{cause}", 1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, StopAsked) as ending:
         _say_stopped(options)
-        return INTERRUPTED
+        return STOPPED if isinstance(ending, StopAsked) else INTERRUPTED
     except BrokenPipeError:  # whoever read our output has seen enough; python would complain again on its way out
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -1,4 +1,4 @@
-"""The two kinds of error a person meets: theirs, with a remedy, and ours."""
+"""The two kinds of error a person meets, theirs with a remedy and ours, and the end that was asked for."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,10 @@ class UserError(ValueError):
 
 class RunError(RuntimeError):
     """The run cannot go on, for a reason with a name (judge failing, parity refused). Exit code 1."""
+
+
+class StopAsked(BaseException):
+    """The run was asked to end (SIGTERM) and has saved what it could. Exit code 75, "go on with --resume".
+
+    No failure, so no `Exception`: like a KeyboardInterrupt it passes whatever handles failures on its way.
+    """

@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment: the run says how to go on, and leaves no process behind."""
+"""Ctrl-C at any moment, or a request to stop: the run says how to go on, and leaves no process behind."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,25 @@ DEADLINE_S = 180.0
 
 @pytest.mark.parametrize("moment", ["starting Ray", "models loaded: 1", "stage grpo"])
 def test_ctrl_c_leaves_nothing_behind(moment: str, recipe: dict[str, Any], tmp_path: Path) -> None:
-    path = tmp_path / "tiny.toml"
+    # as a terminal does: to everyone in the foreground
+    assert ended(recipe, tmp_path, moment, lambda run: os.killpg(run.pid, signal.SIGINT)) == 130
+
+
+def test_a_request_to_stop_lets_the_step_end_and_saves_it(recipe: dict[str, Any], tmp_path: Path) -> None:
+    rarely = "stage.grpo.checkpoint_every=50"
+    assert ended(recipe, tmp_path, "stage grpo", lambda run: run.terminate(), "-o", rarely) == 75
+    assert (tmp_path / "run" / "checkpoints" / "step_000003" / "MANIFEST.json").exists()  # two of sft, and the one
+
+
+def ended(
+    recipe: dict[str, Any], folder: Path, moment: str, interrupt: Callable[[subprocess.Popen[str]], None], *options: str
+) -> int:
+    """The exit code of a run that is interrupted when it prints `moment`."""
+    path = folder / "tiny.toml"
     path.write_text("\n".join(f"{key} = {_toml(value)}" for key, value in recipe.items()))
     mark = uuid.uuid4().hex
     process = subprocess.Popen(
-        [sys.executable, "-m", "speechsum", "train", str(path), "--run-dir", str(tmp_path / "run")],
+        [sys.executable, "-m", "speechsum", "train", str(path), "--run-dir", str(folder / "run"), *options],
         env=os.environ | {"SPEECHSUM_TEST": mark}, start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
@@ -38,15 +53,15 @@ def test_ctrl_c_leaves_nothing_behind(moment: str, recipe: dict[str, Any], tmp_p
     for line in process.stdout:
         seen += line
         if moment in line:
-            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to everyone in the foreground
+            interrupt(process)
             break
     seen += process.stdout.read()
     code = process.wait()
     timer.cancel()
-    assert code == 130, seen
     assert "--resume" in seen
     assert "Traceback" not in seen
     wait_until_gone(mark)
+    return code
 
 
 def wait_until_gone(mark: str) -> None:

@@ -16,7 +16,7 @@ import soundfile
 
 from speechsum import __version__, cli
 from speechsum.config import load_recipe
-from speechsum.errors import RunError
+from speechsum.errors import RunError, StopAsked
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = [
@@ -199,6 +199,14 @@ def test_ctrl_c_says_how_to_go_on(
     assert cli.main(["train", str(recipe), "--run-dir", str(run_dir), "-o", "seed=3"]) == 130
     command = f"speechsum train {recipe} --run-dir '{run_dir}' -o seed=3 --resume"
     assert command in capsys.readouterr().err
+
+
+def test_a_stop_that_was_asked_for_has_a_code_of_its_own(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_train(monkeypatch, StopAsked())
+    assert cli.main(["train", str(recipe), "--run-dir", str(tmp_path / "run")]) == cli.STOPPED == 75
+    assert f"speechsum train {recipe} --run-dir {tmp_path / 'run'} --resume" in capsys.readouterr().err
 
 
 NATIVE_HANG = """
