@@ -81,7 +81,7 @@ class RunFolder:
             saved = json.loads(self.config.read_text(encoding="utf-8"))
         except ValueError:
             raise UserError(f"{self.config} is damaged; give --overwrite to start anew") from None
-        differing = list(_differences(saved, json.loads(_dump(config))))
+        differing = list(differences(saved, json.loads(_dump(config))))
         if differing:
             shown = ", ".join(differing[:SHOWN_DIFFERENCES])
             more = f" and {len(differing) - SHOWN_DIFFERENCES} more" if len(differing) > SHOWN_DIFFERENCES else ""
@@ -171,7 +171,7 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, tree
 
 
-def _differences(saved: Any, wanted: Any) -> Iterator[str]:
+def differences(saved: Any, wanted: Any) -> Iterator[str]:
     """`key (was 1, now 2)` for each value that is not the same."""
     old, new = dict(_leaves(saved)), dict(_leaves(wanted))
     for key in [*old, *(key for key in new if key not in old)]:

@@ -26,6 +26,7 @@ from speechsum import __version__
 from speechsum.errors import RunError, StopAsked, UserError
 
 if TYPE_CHECKING:
+    from cluster.job_client import JobClient
     from speechsum.config import RunConfig
     from speechsum.data import PromptCheck
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. argparse itself exits with 2 on options it does not know."""
     options = _parser().parse_args(argv)
     try:
-        with _bounded_interrupt(lambda: _say_stopped(options)):
+        with contextlib.nullcontext() if options.asks else _bounded_interrupt(lambda: _say_stopped(options)):
             return int(options.command(options))
     except UserError as error:
         return _complain(str(error), 2)
@@ -126,11 +127,13 @@ def _parser() -> argparse.ArgumentParser:
         prog="speechsum", description="Teach audio LLMs to summarise speech with reinforcement learning."
     )
     parser.add_argument("--version", action="version", version=f"speechsum {__version__}")
+    parser.set_defaults(asks=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     doctor = commands.add_parser("doctor", help="check that this machine has what a run needs")
     doctor.set_defaults(command=_doctor)
     _add_data(commands)
     _add_train(commands)
+    _add_jobs(commands)
     _add_eval(commands)
     _add_judge(commands)
     _add_summarize(commands)
@@ -176,6 +179,35 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     again.add_argument("--resume", action="store_true", help="go on from the run folder's last checkpoint")
     again.add_argument("--overwrite", action="store_true", help="move an existing run aside and start anew")
     train.set_defaults(command=_train)
+
+
+def _add_jobs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    submit = commands.add_parser("submit", help="train on a Ray cluster, as a job")
+    submit.add_argument("recipe", type=Path, metavar="RECIPE", help="a TOML file such as recipes/demo.toml")
+    _add_override(submit)
+    submit.add_argument(
+        "--run-dir", type=Path, metavar="D", help="which the nodes share (default: ~/speechsum-runs/ID)"
+    )
+    submit.add_argument("--id", metavar="ID", help="the same again attaches (default: from recipe and code)")
+    submit.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run --id")
+    submit.add_argument("--grace", type=_positive, default=300, metavar="S", help="to save when stopped (default: 300)")
+    submit.add_argument("--follow", action="store_true", help="print the log, end with the driver's exit code")
+    submit.add_argument("--dry-run", action="store_true", help="print what would be submitted, and do nothing")
+    submit.set_defaults(command=_submit)
+    status = commands.add_parser("status", help="list the jobs of a cluster, or describe one")
+    status.add_argument("id", nargs="?", metavar="ID", help="one job")
+    status.set_defaults(command=_status)
+    logs = commands.add_parser("logs", help="print the log of a job")
+    logs.add_argument("id", metavar="ID", help="the job")
+    logs.add_argument("-f", "--follow", action="store_true", help="until it ends, with the driver's exit code")
+    logs.set_defaults(command=_logs)
+    stop = commands.add_parser("stop", help="let a job save a checkpoint and end")
+    stop.add_argument("id", metavar="ID", help="the job")
+    stop.add_argument("--grace", type=_positive, metavar="S", help="wait so long (default: what it was submitted with)")
+    stop.set_defaults(command=_stop)
+    for parser in (submit, status, logs, stop):
+        parser.add_argument("--address", required=True, metavar="URL", help="the dashboard's, e.g. http://HEAD:8265")
+        parser.set_defaults(asks=True)  # Ctrl-C may lead to a question, and nothing native runs that would ignore it
 
 
 def _add_eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -323,7 +355,7 @@ def _train(options: argparse.Namespace) -> int:
     if options.resume and options.run_dir is None:
         raise UserError("--resume needs --run-dir, the folder of the run to go on with")
     time = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    options.run_dir = (options.run_dir or Path("runs") / f"{config.name}-{time}").absolute()
+    options.run_dir = (options.run_dir or Path("runs") / f"{config.name}-{time}").expanduser().absolute()
     _refuse_early(config, options)
     _calm_threads()
     from cluster.train import run
@@ -339,6 +371,85 @@ def _refuse_early(config: RunConfig, options: argparse.Namespace) -> None:
     from cluster.run_folder import RunFolder
 
     RunFolder(options.run_dir).check(config, resume=options.resume, overwrite=options.overwrite)
+
+
+def _submit(options: argparse.Namespace) -> int:
+    from cluster.job_client import check_address, connect
+    from cluster.submit import describe, plan_job, send
+    from speechsum.config import load_recipe
+
+    check_address(options.address)
+    job = plan_job(
+        options.recipe, load_recipe(options.recipe, options.override), options.override,
+        run=options.id, run_dir=options.run_dir, resume=options.resume, grace_s=options.grace,
+    )  # fmt: skip
+    if options.dry_run:
+        print(f"would submit {describe(job, options.address)}")
+        return 0
+    client = connect(options.address)
+    options.id, revision = send(client, job)
+    print(f"submitted {options.id}" if revision is None else f"{options.id} is there already, of revision {revision}")
+    if options.follow:
+        return _follow(client, options)
+    print(f"follow it with: {_job_command('logs', options)} -f", file=sys.stderr)
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from cluster.job_client import connect
+    from cluster.jobs import overview, status
+
+    client = connect(options.address)
+    print(status(client, options.id) if options.id else overview(client))
+    return 0
+
+
+def _logs(options: argparse.Namespace) -> int:
+    from cluster.job_client import connect
+    from cluster.jobs import logs
+
+    client = connect(options.address)
+    if options.follow:
+        return _follow(client, options)
+    print(logs(client, options.id), end="")
+    return 0
+
+
+def _stop(options: argparse.Namespace) -> int:
+    from cluster.job_client import connect
+    from cluster.jobs import stop
+
+    code = stop(connect(options.address), options.id, options.grace)
+    saved = ", having saved what --resume goes on from" if code == STOPPED else ""
+    print(f"{options.id} ended with exit code {code}{saved}")
+    return 0 if code in (0, STOPPED) else 1
+
+
+def _follow(client: JobClient, options: argparse.Namespace) -> int:
+    """Print the job's log to its end. Ctrl-C asks on a terminal; without one it leaves the job alone."""
+    from cluster.jobs import Follower
+
+    def asks_to_stop() -> bool:
+        print(file=sys.stderr)
+        with contextlib.suppress(EOFError, KeyboardInterrupt):
+            if sys.stdin.isatty() and input("[d]etach from the job, or [s]top it? ").strip().lower().startswith("s"):
+                print("stopping: the step under way ends and a checkpoint is saved", file=sys.stderr)
+                return True
+        print(f"detached; {options.id} goes on. To end it: {_job_command('stop', options)}", file=sys.stderr)
+        return False
+
+    code = Follower(client, options.id, _write_now, asks_to_stop).run()
+    if code != INTERRUPTED:
+        print(f"{options.id} ended with exit code {code}", file=sys.stderr)
+    return code
+
+
+def _write_now(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def _job_command(name: str, options: argparse.Namespace) -> str:
+    return shlex.join(["speechsum", name, options.id, "--address", options.address])
 
 
 def _eval(options: argparse.Namespace) -> int:

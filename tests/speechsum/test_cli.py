@@ -27,6 +27,10 @@ COMMANDS = [
     "data check",
     "data teach",
     "train",
+    "submit",
+    "status",
+    "logs",
+    "stop",
     "eval",
     "judge",
     "judge score",
@@ -125,6 +129,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ["judge", "audit", "--data", "m.jsonl", "--out", "o.json", "--clips", "0"],
         ["data", "check", "m.jsonl", "--max-audio-s", "nan"],
         ["summarize"],
+        ["submit", "r.toml"],
+        ["stop", "j", "--address", "http://h", "--grace", "0"],
     ],
 )
 def test_options_that_make_no_sense_end_with_2(arguments: list[str]) -> None:
@@ -207,6 +213,45 @@ def test_a_stop_that_was_asked_for_has_a_code_of_its_own(
     fake_train(monkeypatch, StopAsked())
     assert cli.main(["train", str(recipe), "--run-dir", str(tmp_path / "run")]) == cli.STOPPED == 75
     assert f"speechsum train {recipe} --run-dir {tmp_path / 'run'} --resume" in capsys.readouterr().err
+
+
+def test_a_dry_run_shows_the_job_and_asks_nobody(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import cluster.job_client
+
+    monkeypatch.setattr(cluster.job_client, "connect", lambda address: pytest.fail("connected"))
+    command = ["submit", str(recipe), "--address", "http://head:8265", "--id", "r", "--dry-run"]
+    assert cli.main([*command, "-o", "seed=3", "--grace", "90"]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("would submit r to http://head:8265\n")
+    assert "train submitted/tiny.toml --address auto --run-dir '~/speechsum-runs/r' -o seed=3" in told
+    assert "speechsum_grace_s = 90" in told
+
+
+@pytest.mark.parametrize(("answer", "code"), [("s", 75), ("", 130), (None, 130)])
+def test_ctrl_c_while_following_asks_on_a_terminal(
+    answer: str | None, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class FakeFollower:
+        """Is interrupted once."""
+
+        def __init__(self, client: Any, job_id: str, write: Any, asks_to_stop: Any) -> None:
+            self.asks_to_stop = asks_to_stop
+
+        def run(self) -> int:
+            return 75 if self.asks_to_stop() else 130
+
+    import cluster.job_client
+    import cluster.jobs
+
+    monkeypatch.setattr(cluster.job_client, "connect", lambda address: None)
+    monkeypatch.setattr(cluster.jobs, "Follower", FakeFollower)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: answer is not None)
+    monkeypatch.setattr("builtins.input", lambda question: answer)
+    assert cli.main(["logs", "j", "-f", "--address", "http://head:8265"]) == code
+    stop = "speechsum stop j --address http://head:8265"
+    assert (f"detached; j goes on. To end it: {stop}" in capsys.readouterr().err) == (code == 130)
 
 
 NATIVE_HANG = """
