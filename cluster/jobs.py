@@ -26,9 +26,6 @@ RAY_GRACE_S = 3
 """Ray's own, for a job that did not come from here."""
 
 POLL_S = 0.5
-LAST_WORDS = 4096
-"""Characters of a followed log that are kept, for the driver's last line."""
-
 Wait = Callable[[float], Any]
 
 
@@ -110,7 +107,7 @@ class Follower:
     wait: Wait = time.sleep
 
     def __post_init__(self) -> None:
-        self._shown, self._last_words = 0, ""
+        self._shown = 0
 
     def run(self) -> int:
         """The driver's exit code, or that of an interrupt where somebody left before.
@@ -121,7 +118,7 @@ class Follower:
             try:
                 with told(self.id):
                     info = self._until_it_ends()
-                return exit_code(self.client, info, self._last_words)
+                return exit_code(self.client, info)
             except KeyboardInterrupt:
                 if not self.asks_to_stop():
                     return INTERRUPTED
@@ -151,19 +148,18 @@ class Follower:
             skip = max(0, skip - len(text))
             self.write(fresh)
             self._shown += len(fresh)
-            self._last_words = (self._last_words + fresh)[-LAST_WORDS:]
 
 
-def exit_code(client: JobClient, info: Any, log: str | None = None) -> int:
+def exit_code(client: JobClient, info: Any) -> int:
     """How the driver of a job that has ended did so; 137 for one that was killed.
 
-    `log` is the end of its log, where that is known already. Raises `RunError` where there was no driver.
+    Raises `RunError` where there was no driver.
     """
     code = info.driver_exit_code
     if code is not None:
         return int(code) if code >= 0 else 128 - int(code)
     if str(info.status) == "STOPPED":
-        told_code = told_exit_code(logs(client, info.submission_id) if log is None else log)
+        told_code = told_exit_code(logs(client, info.submission_id))
         return KILLED if told_code is None else told_code
     reason = (info.message or "no reason given").strip().splitlines()[-1]
     raise RunError(f"job {info.submission_id} failed outside its driver: {reason}")

@@ -420,8 +420,7 @@ def _stop(options: argparse.Namespace) -> int:
     from cluster.jobs import stop
 
     code = stop(connect(options.address), options.id, options.grace)
-    saved = ", having saved what --resume goes on from" if code == STOPPED else ""
-    print(f"{options.id} ended with exit code {code}{saved}")
+    print(f"{options.id} ended with exit code {code}" + ("; go on with --resume" if code == STOPPED else ""))
     return 0 if code in (0, STOPPED) else 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -166,12 +167,14 @@ def test_jobs_on_a_head_with_tokens(head: Head, checkout: Path) -> None:
     assert "42\n" in printed
     assert failing.returncode == 7
 
-    assert waiting.stdout is not None
-    seen = ""
-    while not seen.endswith("waiting\n"):  # the log comes while the job runs
-        line = waiting.stdout.readline()
-        assert line, seen
-        seen += line
+    seen = until_it_waits(waiting)  # the log comes while the job runs
+    watching = head.command("-m", "speechsum", "logs", "waiting", "-f", "--address", head.address)
+    until_it_waits(watching)
+    watching.send_signal(signal.SIGINT)
+    left, _ = watching.communicate(timeout=DEADLINE_S)
+    assert watching.returncode == 130
+    assert "detached; waiting goes on" in left
+
     stop = head.command("-m", "speechsum", "stop", "waiting", "--address", head.address)
     stopped, _ = stop.communicate(timeout=DEADLINE_S)
     assert stop.returncode == 0, stopped
@@ -189,6 +192,17 @@ def test_jobs_on_a_head_with_tokens(head: Head, checkout: Path) -> None:
     assert unknown.returncode == 2
     assert "knows no job nobody" in missing
     assert TOKEN not in "".join((refused, asked, printed, stopped, seen, rest, listed, missing))
+
+
+def until_it_waits(following: subprocess.Popen[str]) -> str:
+    """What a follower prints until the job in `WAITS` is where it waits."""
+    assert following.stdout is not None
+    seen = ""
+    while not seen.endswith("waiting\n"):
+        line = following.stdout.readline()
+        assert line, seen
+        seen += line
+    return seen
 
 
 def test_a_head_that_is_not_there() -> None:
