@@ -100,6 +100,11 @@ def words(text: str) -> list[str]:
     return [word for chunk in _BREAK.split(folded(text)) for word in _WORD.findall(chunk) if _has_letter(word)]
 
 
+def content_words(text: str) -> list[str]:
+    """`words` without those that carry grammar rather than content, such as "the" and "of"."""
+    return [word for word in words(text) if word not in _STOP_WORDS]
+
+
 def folded(text: str) -> str:
     """`text` as the gates compare it: NFKC, without format characters, case-folded, straight apostrophes."""
     text = unicodedata.normalize("NFKC", text).replace("\u2019", "'")
@@ -223,8 +228,8 @@ def lexical_score(task: JudgeTask, facts: Sequence[str] | None = None) -> float:
     share of facts that stand in the summary. A control and a test double, not a judge of quality: it is blind to
     order, negation and who did what.
     """
-    said = set(_content(task.summary))
-    source = Counter(_content(task.transcript))
+    said = set(content_words(task.summary))
+    source = Counter(content_words(task.transcript))
     if not said or not source:
         return 0.0
     shared = said & source.keys()
@@ -242,10 +247,6 @@ def lexical_score(task: JudgeTask, facts: Sequence[str] | None = None) -> float:
 
 def _allowance(transcript_words: int) -> float:
     return 15 + 3 * math.sqrt(transcript_words)
-
-
-def _content(text: str) -> list[str]:
-    return [word for word in words(text) if word not in _STOP_WORDS]
 
 
 def _stands_in(fact: str, summary: str) -> bool:

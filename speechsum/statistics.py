@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 INTERVAL_PERCENT = (2.5, 97.5)
 CELLS_AT_ONCE = 2_000_000
+TIE = 1e-6
+"""Scores nearer than this are equal: rounding moves an engine's answers as much."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -56,6 +58,22 @@ def paired_difference(
         raise ValueError(f"a paired difference needs as many values before as after, got {len(before)}, {len(after)}")
     differences = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
     return mean_ci(differences.tolist(), groups=groups, n=n, seed=seed)
+
+
+def win_rate(
+    before: Sequence[float],
+    after: Sequence[float],
+    *,
+    groups: Sequence[Hashable] | None = None,
+    n: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """Share of items, in the same order, on which `after` is the higher; a tie is half a win. With its interval."""
+    if len(before) != len(after):
+        raise ValueError(f"a win rate needs as many values before as after, got {len(before)}, {len(after)}")
+    gains = _checked(after, None, 1) - _checked(before, None, 1)
+    wins = np.where(np.abs(gains) <= TIE, 0.5, gains > 0)
+    return mean_ci(wins.tolist(), groups=groups, n=n, seed=seed)
 
 
 def spearman(left: Sequence[float], right: Sequence[float]) -> float | None:

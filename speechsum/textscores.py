@@ -1,14 +1,24 @@
 """Scores of a summary that need no judge: which facts it holds, which it makes up, how close it is to a reference.
 
-They are the yardstick beside the judge: a reward that climbs while `fact_recall` falls is a reward being fooled.
+They are the yardstick beside the judge: a reward that climbs while `fact_recall` falls is a reward being fooled. None
+is no score: it says that the rule cannot tell, and is left out of averages.
 """
 
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
+from speechsum import rewards
+
+RUN = 4
+"""So many words in a row, taken from the transcript, are copied; fewer are what two texts on one subject share."""
+
+ENDINGS = ("s", "es", "d", "ed", "ing")
+LEAST_STEM = 3
+
 _APOSTROPHES = re.compile(r"['\u2018\u2019]")
 _WORD = re.compile(r"[^\W_]+")
+_SPACE = re.compile(r"(\s+)")
 
 
 @lru_cache(maxsize=65536)
@@ -70,6 +80,55 @@ def rouge_l(summary: str, reference: str) -> float:
         return 0.0
     precision, recall = common / len(said), common / len(wanted)
     return 2 * precision * recall / (precision + recall)
+
+
+def length_obeyed(summary: str, instruction: str) -> float | None:
+    """1.0 where the summary has as many words as were asked for, 0.0 where not, by `rewards.asked_words`.
+
+    None where the request names no number of words, or wants key words, which have no prose length.
+    """
+    asked = rewards.asked_words(instruction)
+    if asked is None or rewards.asks_for_keywords(instruction):
+        return None
+    least, most = asked
+    return float(least <= len(rewards.words(summary)) <= most)
+
+
+def copied_share(summary: str, transcript: str) -> float | None:
+    """Share in [0, 1] of the summary's words that stand in runs of `RUN` words and more taken from the transcript.
+
+    The coverage by extractive fragments of Grusky et al. 2018 ("Newsroom", arXiv 1804.11283), counting long fragments
+    only. None where either text is shorter than a run.
+    """
+    own, source = words(summary), words(transcript)
+    if min(len(own), len(source)) < RUN:
+        return None
+    heard = {source[at : at + RUN] for at in range(len(source) - RUN + 1)}
+    copied = {at + i for at in range(len(own) - RUN + 1) if own[at : at + RUN] in heard for i in range(RUN)}
+    return len(copied) / len(own)
+
+
+def marked(summary: str, transcript: str) -> list[tuple[str, bool]]:
+    """The summary in pieces that join to it again, each with whether it holds a content word that was not said.
+
+    Words are compared as `rewards.words` folds them, hyphens parting them, and an ending makes no other word: "sends"
+    was said where "send" was. A reader's aid and no verdict: "25" is marked where "twenty five" was said, and a
+    swapped name that stands elsewhere in the transcript is not.
+    """
+    heard = set(rewards.words(transcript.replace("-", " ")))
+    pieces = [piece for piece in _SPACE.split(summary) if piece]
+    return [(piece, any(not _was_said(word, heard) for word in _content(piece))) for piece in pieces]
+
+
+def _content(piece: str) -> list[str]:
+    return rewards.content_words(piece.replace("-", " "))
+
+
+def _was_said(word: str, heard: set[str]) -> bool:
+    """Itself, or with one of `ENDINGS` more or less."""
+    bare = word.removesuffix("'s")
+    stems = {bare.removesuffix(ending) for ending in ENDINGS if len(bare) >= LEAST_STEM + len(ending)} | {bare}
+    return any(form in heard for stem in stems for form in (stem, *(stem + ending for ending in ENDINGS)))
 
 
 def _longest_common_subsequence(left: Sequence[str], right: Sequence[str]) -> int:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from speechsum.statistics import mean_ci, paired_difference, spearman
+from speechsum.statistics import mean_ci, paired_difference, spearman, win_rate
 
 
 def test_equal_values_leave_no_doubt() -> None:
@@ -76,6 +76,24 @@ def test_what_cannot_be_averaged_is_refused(values: list[float], options: dict, 
 def test_pairs_must_match() -> None:
     with pytest.raises(ValueError, match="as many values before as after"):
         paired_difference([1.0], [1.0, 2.0])
+
+
+def test_win_rate_by_hand() -> None:
+    # Two wins, a loss, a tie and a tie by rounding: (1 + 1 + 0 + 1/2 + 1/2) / 5.
+    result = win_rate([0.1, 0.2, 0.3, 0.4, 0.5], [0.2, 0.9, 0.1, 0.4, 0.5 + 1e-9])
+    assert result["mean"] == pytest.approx(0.6)
+    assert win_rate([0.0, 0.0], [1.0, 2.0]) == {"mean": 1.0, "ci95": [1.0, 1.0]}
+
+
+def test_win_rate_resamples_recordings() -> None:
+    # One recording always wins and one always loses: as uncertain as two items, however many answers each has.
+    result = win_rate([0.5] * 8, [1.0, 0.0] * 4, groups=["up", "down"] * 4)
+    assert result == {"mean": 0.5, "ci95": [0.0, 1.0]}
+
+
+def test_a_win_rate_needs_pairs() -> None:
+    with pytest.raises(ValueError, match="as many values before as after"):
+        win_rate([1.0], [1.0, 2.0])
 
 
 def test_rank_correlation_by_hand() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from speechsum.textscores import fact_precision, fact_recall, rouge_l, words
+from speechsum.textscores import copied_share, fact_precision, fact_recall, length_obeyed, marked, rouge_l, words
 
 VOCABULARY = ("twenty dollars", "twenty five dollars", "twenty", "Monday", "Thursday", "Anna", "Tom", "half past two")
 
@@ -72,3 +72,70 @@ def test_fact_precision_takes_the_longest_form() -> None:
 )
 def test_rouge_l(summary: str, reference: str, score: float) -> None:
     assert rouge_l(summary, reference) == pytest.approx(score)
+
+
+@pytest.mark.parametrize(
+    ("instruction", "words_said", "obeyed"),
+    [
+        ("Sum up in at most 5 words.", 5, 1.0),
+        ("Sum up in at most 5 words.", 6, 0.0),
+        ("Sum up in 10 words.", 8, 1.0),  # a fifth less
+        ("Sum up in 10 words.", 12, 1.0),  # a fifth more
+        ("Sum up in 10 words.", 7, 0.0),
+        ("Sum up in 5 to 7 words.", 4, 0.0),
+        ("Sum up.", 5, None),
+        ("Give 3 keywords of at most 5 words.", 5, None),
+    ],
+)
+def test_length_obeyed(instruction: str, words_said: int, obeyed: float | None) -> None:
+    assert length_obeyed("word " * words_said, instruction) == obeyed
+
+
+TRANSCRIPT = "Okay, Anna must send the budget report by Friday noon."
+
+
+@pytest.mark.parametrize(
+    ("summary", "share"),
+    [
+        ("Anna must send the budget report by Friday noon", 1.0),
+        ("ANNA must send the, says Tom Lee today", 4 / 8),
+        ("Anna must send it by Friday noon", 0.0),  # runs of three
+        ("By Friday noon Anna must send the budget", 5 / 8),
+        ("send the budget report, send the budget report", 1.0),
+        ("Anna must send", None),
+        ("", None),
+    ],
+)
+def test_copied_share(summary: str, share: float | None) -> None:
+    assert copied_share(summary, TRANSCRIPT) == share
+
+
+def test_nothing_can_be_copied_from_next_to_nothing() -> None:
+    assert copied_share("Anna must send the budget report", "Anna must send") is None
+
+
+def marks(summary: str, transcript: str) -> list[str]:
+    pieces = marked(summary, transcript)
+    assert "".join(piece for piece, _ in pieces) == summary
+    return [piece for piece, unsaid in pieces if unsaid]
+
+
+@pytest.mark.parametrize(
+    ("summary", "unsaid"),
+    [
+        ("Anna sends the\n  budget reports by FRIDAY.", []),
+        ("Tom, sending a budget, reported on Monday!", ["Tom,", "Monday!"]),
+        ("Anna's budget-report is the best-report.", ["best-report."]),
+        ("They would have been with us.", []),  # grammar, not content
+        ("Ann must resend it", ["Ann", "resend"]),
+        ("<b>Anna</b> & 25", ["<b>Anna</b>", "25"]),
+        ("", []),
+    ],
+)
+def test_words_that_were_not_said_are_marked(summary: str, unsaid: list[str]) -> None:
+    assert marks(summary, TRANSCRIPT) == unsaid
+
+
+def test_numbers_with_hyphens_are_the_words_that_were_said() -> None:
+    assert marks("twenty-five dollars", "It costs twenty five dollars.") == []
+    assert marks("twenty five dollars", "It costs twenty-five dollars.") == []

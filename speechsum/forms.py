@@ -1,0 +1,113 @@
+"""The form a request asks for, and whether an answer has it, where a rule can tell.
+
+Four forms: JSON, a bullet list, key words, one sentence. A request that names none of them, several of them, or one to
+be avoided is left to a judge.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from enum import StrEnum
+
+from speechsum.rewards import asks_for_keywords, folded, words
+
+MAX_ITEM_WORDS = 5
+"""A key word may be a phrase ("twenty five hundred dollars"); what is longer is a statement."""
+
+
+class Form(StrEnum):
+    """What an answer is to look like."""
+
+    JSON = "json"
+    BULLETS = "bullets"
+    KEYWORDS = "keywords"
+    SENTENCE = "sentence"
+
+
+_JSON = re.compile(r"\bjson\b")
+_BULLETS = re.compile(r"\bbullets\b|\bbullet(?:ed)?[\s-]?(?:points|lists?)\b")
+_SENTENCE = re.compile(r"\b(?:one|single|1)[\s-](?:\w+[\s-])?sentence\b")
+_AVOIDED = re.compile(
+    r"\b(?:no|not|without|avoid|never|don't|instead of|rather than)\s+(?:\w+\s+){0,2}"
+    r"(?:json|bullets?|key[\s-]?(?:words?|terms?|phrases?)|tags|(?:one|single|1)[\s-]sentence)\b"
+)
+_ONE_KEYWORD = re.compile(r"\b(?:one|a|single|1)\s+(?:\w+\s+)?(?:key[\s-]?(?:word|term|phrase)|tag)\b(?!\s+list)")
+_FENCED = re.compile(r"\A\s*```(?:json)?\s*\n(.*)\n\s*```\s*\Z", re.DOTALL)
+_BULLET = re.compile(r"\s*(?:[-*+\u2022\u2023\u25aa\u00b7\u2013\u2014]|\d{1,2}[.)])\s+\S")
+_ITEM_BREAK = re.compile(r"[,;\n|\u2022\u3001]+")
+_STATEMENT_END = re.compile(r"[.!?]\s+\S")
+_SENTENCE_BREAK = re.compile(
+    r"[.!?\u2026]+[\"'\u201d\u2019)\]]*\s+(?=[\"'\u201c\u2018(\[]*[A-Z0-9])|[\u3002\uff01\uff1f]"
+)
+_NO_BREAK = re.compile(r"(?:\b[A-Z]|\b(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|cf|approx|e\.g|i\.e))\.\s+\Z")
+
+
+def asked_form(instruction: str) -> Form | None:
+    """The one form that a request names; None where it names none, two, or one that it does not want."""
+    request = folded(instruction)
+    if _AVOIDED.search(request):
+        return None
+    named = {
+        Form.JSON: bool(_JSON.search(request)),
+        Form.BULLETS: bool(_BULLETS.search(request)),
+        Form.KEYWORDS: asks_for_keywords(instruction),
+        Form.SENTENCE: bool(_SENTENCE.search(request)),
+    }
+    asked = [form for form, found in named.items() if found]
+    return asked[0] if len(asked) == 1 else None
+
+
+def form_obeyed(summary: str, instruction: str) -> float | None:
+    """1.0 where the summary has the form that was asked for, 0.0 where not, None where no rule can tell."""
+    form = asked_form(instruction)
+    if form is None:
+        return None
+    if form is Form.KEYWORDS:
+        return float(_is_keywords(summary, least=1 if _ONE_KEYWORD.search(folded(instruction)) else 2))
+    return float(_RULES[form](summary))
+
+
+def _is_json(text: str) -> bool:
+    """An object or a list and nothing else; one Markdown fence around all of it is taken off."""
+    fenced = _FENCED.match(text)
+    try:
+        return isinstance(json.loads(fenced.group(1) if fenced else text), dict | list)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _is_bullets(text: str) -> bool:
+    """Two lines and more with a mark or a number each, below at most one heading that ends in a colon."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    if lines and lines[0].rstrip().endswith(":") and not _BULLET.match(lines[0]):
+        lines = lines[1:]
+    return len(lines) >= 2 and all(_BULLET.match(line) for line in lines)
+
+
+def _is_keywords(text: str, least: int) -> bool:
+    """Short entries with separators between them, and no sentences."""
+    if _STATEMENT_END.search(text):
+        return False
+    lengths = [len(words(entry)) for entry in _ITEM_BREAK.split(text)]
+    entries = [length for length in lengths if length]
+    return len(entries) >= least and max(entries) <= MAX_ITEM_WORDS
+
+
+def _is_one_sentence(text: str) -> bool:
+    """One line with words in it and no end of a sentence before its own end; "Dr. Lee" and "J. Lee" are none."""
+    lines = [line for line in text.splitlines() if words(line)]
+    if len(lines) != 1 or _BULLET.match(lines[0]):
+        return False
+    line = lines[0].strip()
+    return all(
+        _NO_BREAK.search(line[: hit.end()]) or not words(line[hit.end() :]) for hit in _SENTENCE_BREAK.finditer(line)
+    )
+
+
+_RULES: dict[Form, Callable[[str], bool]] = {
+    Form.JSON: _is_json,
+    Form.BULLETS: _is_bullets,
+    Form.SENTENCE: _is_one_sentence,
+}
