@@ -8,18 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from speechsum.eval_measures import MEASURES
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 UNKNOWN = "–"
 SHOWN_EXAMPLES = 2
-MEASURES = (
-    ("judge", "judge reward"),
-    ("fact_recall", "fact recall"),
-    ("fact_precision", "fact precision"),
-    ("wrong_audio_recall", "wrong audio"),
-    ("rougeL", "ROUGE-L"),
-)
+ALWAYS = ("judge", "fact_recall", "fact_precision", "wrong_audio_recall", "rougeL")
+WHERE_KNOWN = ("second_judge", "no_audio_recall")
+"""What a recipe has to ask for. All other measures are in `summary.json` alone: this table fits a terminal."""
 
 
 def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
@@ -49,13 +47,16 @@ def _table(evaluation: Mapping[str, Any]) -> RenderableType:
     table.add_column("measure")
     for heading in ("before", "after", "difference"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for key, title in MEASURES:
-        cells = [_estimate(before.get(key)), _estimate(after.get(key))]
-        table.add_row(title, *cells, _change(before.get(key), after.get(key), difference.get(key)))
+    for measure in MEASURES:
+        key = measure.key
+        if key in ALWAYS or (key in WHERE_KNOWN and (before.get(key) or after.get(key))):
+            cells = [estimate_text(before.get(key)), estimate_text(after.get(key))]
+            table.add_row(measure.title, *cells, _change(before.get(key), after.get(key), difference.get(key)))
     return table
 
 
-def _estimate(estimate: Mapping[str, Any] | None) -> str:
+def estimate_text(estimate: Mapping[str, Any] | None) -> str:
+    """Mean and interval to two places."""
     if not estimate or estimate.get("mean") is None:
         return UNKNOWN
     interval = estimate.get("ci95")
@@ -64,16 +65,23 @@ def _estimate(estimate: Mapping[str, Any] | None) -> str:
 
 
 def _change(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, paired: Mapping[str, Any] | None) -> str:
-    """The paired difference, marked where its interval leaves out zero; without one the plain difference."""
+    """The paired difference; without one the plain difference."""
     if paired and paired.get("mean") is not None:
-        low, high = paired.get("ci95") or (0.0, 0.0)
-        return f"{paired['mean']:+.3f} ({low:+.3f}, {high:+.3f}) {'*' if low > 0 or high < 0 else ' '}"
+        return difference_text(paired)
     means = [side["mean"] for side in (before, after) if side and side.get("mean") is not None]
     return f"{means[1] - means[0]:+.3f}" if len(means) == 2 else UNKNOWN
 
 
+def difference_text(paired: Mapping[str, Any], *, mark: bool = True) -> str:
+    """A paired difference and its interval, with an asterisk (or `mark` false, never) where that leaves out zero."""
+    low, high = paired.get("ci95") or (0.0, 0.0)
+    return f"{paired['mean']:+.3f} ({low:+.3f}, {high:+.3f}) {'*' if mark and (low > 0 or high < 0) else ' '}"
+
+
 def _facts(summary: Mapping[str, Any]) -> Iterator[str]:
     yield "* the interval leaves out zero · wrong audio: fact recall on a wrong clip"
+    if won := (((summary.get("eval") or {}).get("win_rate")) or {}).get("judge"):
+        yield f"judged better after than before: {estimate_text(won)} of the items, ties counted half"
     stages = ", ".join(_stage(stage) for stage in summary.get("stages") or []) or UNKNOWN
     wall, memory = summary.get("wall_s"), summary.get("peak_rss_gb")
     yield (
