@@ -1,77 +1,97 @@
-"""Held-out evaluation: greedy summaries of the right audio and, as a control, of somebody else's."""
+"""Held-out evaluation: greedy summaries of the right audio and, as controls, of somebody else's and of none."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from actors.rollout import BASE_VERSION
 from cluster import assets
+from cluster.controls import with_silence, with_wrong_audio
 from cluster.groups import JudgePool, RolloutPool, fetch
 from cluster.memory import MemoryWatch
 from cluster.run_folder import write_atomically
 from cluster.runtime import ray_session
-from speechsum.config import RunConfig
+from speechsum.audio import AudioLimits, load_audio
+from speechsum.config import JudgeConfig, RunConfig
 from speechsum.data import Draw
 from speechsum.errors import RunError
-from speechsum.statistics import mean_ci, paired_difference
-from speechsum.textscores import fact_precision, fact_recall, rouge_l
-from speechsum.types import Judgement, JudgeTask, Prompt, Reward, SamplingParams, TrajectoryGroup
+from speechsum.eval_measures import NO_AUDIO, WRONG_AUDIO, Rows, measure
+from speechsum.eval_report import render_markdown
+from speechsum.eval_report_html import audio_uri, render_html
+from speechsum.eval_table import EvalTable, Evaluation, Figures, compare, judgement_row, means
+from speechsum.starter.model import default_cache
+from speechsum.types import Judgement, JudgeTask, Prompt, SamplingParams, TrajectoryGroup
 
-METRICS = ("judge", "fact_recall", "fact_precision", "wrong_audio_recall", "rougeL")
-Rows = dict[str, list[float | None]]
+Say = Callable[[str], None]
+TOLD = {WRONG_AUDIO: "the wrong audio", NO_AUDIO: "silence in place of the audio"}
+PLAYERS = 12
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores anybody's summaries of `prompts`; `judge` is loaded. The second judge comes and goes with each call."""
+
+    config: RunConfig
+    judge: JudgePool
+    prompts: Sequence[Prompt]
+
+    def score(
+        self, name: str, summaries: Sequence[str], say: Say, controls: Mapping[str, Sequence[str]] | None = None
+    ) -> Evaluation:
+        """One row for an `EvalTable`: a summary for each prompt, whoever wrote them, judged and measured."""
+        say(f"evaluating {name}: judging")
+        tasks = [JudgeTask(p.transcript, p.instruction, s) for p, s in zip(self.prompts, summaries, strict=True)]
+        judged: dict[str, list[Judgement]] = {"judge": self.judge.score_all(tasks)}
+        judges = {"judge": str(fetch(self.judge.ready()[:1])[0])}
+        if self.config.eval.second_judge is not None:
+            say(f"evaluating {name}: the second judge")
+            judges["second_judge"], judged["second_judge"] = self._ask(self.config.eval.second_judge, tasks, say)
+        rows = measure(self.prompts, summaries, judged["judge"], second=judged.get("second_judge"), controls=controls)
+        return {
+            "rows": rows,
+            "summaries": list(summaries),
+            "judgements": {judge: [judgement_row(j) for j in own] for judge, own in judged.items()},
+            "judges": judges,
+            "controls": {control: list(said) for control, said in (controls or {}).items()},
+        }
+
+    def _ask(self, chosen: JudgeConfig, tasks: Sequence[JudgeTask], say: Say) -> tuple[str, list[Judgement]]:
+        """The name of a judge that is started for this alone, and what it says."""
+        path = assets.judge_checkpoint(chosen.path, say) if chosen.kind == "likelihood" else None
+        pool = JudgePool(self.config.model_copy(update={"judge": chosen}), path)
+        try:
+            name = str(fetch(pool.ready())[0])
+            return name, pool.score_all(tasks)
+        finally:
+            pool.close()
 
 
 class Evaluator:
     """Evaluates the policy that the rollout pool serves, always on the same prompts, so that runs pair up by item."""
 
     def __init__(self, config: RunConfig, rollout: RolloutPool, judge: JudgePool, prompts: Sequence[Prompt]) -> None:
-        self.config, self.rollout, self.judge, self.prompts = config, rollout, judge, list(prompts)
-        self.vocabulary = sorted({fact for p in prompts for fact in (*p.facts, *p.clip_facts)})
+        self.config, self.rollout, self.prompts = config, rollout, list(prompts)
+        self.scorer = Scorer(config, judge, self.prompts)
 
-    def run(self, name: str, version: int, say: Callable[[str], None]) -> dict[str, Any]:
+    def run(self, name: str, version: int, say: Say) -> Evaluation:
         """One evaluation: a row of scores for every prompt, and the summaries. `name` keeps request ids apart."""
         say(f"evaluating {name}: {len(self.prompts)} held-out clips")
-        right = self._summaries(self.prompts, f"eval-{name}", version)
-        say(f"evaluating {name}: the same requests with the wrong audio")
-        swapped = _with_wrong_audio(self.prompts)
-        wrong = self._summaries(swapped, f"eval-{name}-wrong", version) if swapped else [None] * len(right)
-        say(f"evaluating {name}: judging")
-        tasks = [JudgeTask(p.transcript, p.instruction, s) for p, s in zip(self.prompts, right, strict=True)]
-        return {"rows": self._rows(right, wrong, self.judge.score_all(tasks)), "summaries": right}
-
-    def _rows(self, right: Sequence[str], wrong: Sequence[str | None], judgements: Sequence[Judgement]) -> Rows:
-        """A score for every prompt under every metric; None where the judge failed or the data says nothing."""
-        pairs = list(zip(self.prompts, right, strict=True))
-        return {
-            "judge": [j.value if isinstance(j, Reward) else None for j in judgements],
-            "fact_recall": [_recall(p, s) for p, s in pairs],
-            "fact_precision": [self._precision(p, s) for p, s in pairs],
-            "wrong_audio_recall": [_recall(p, s) for p, s in zip(self.prompts, wrong, strict=True)],
-            "rougeL": [rouge_l(s, p.reference) if p.reference else None for p, s in pairs],
-        }
-
-    def _precision(self, prompt: Prompt, summary: str) -> float | None:
-        facts = prompt.clip_facts or prompt.facts
-        return fact_precision(summary, facts, self.vocabulary) if facts else None
+        summaries = self._summaries(self.prompts, f"eval-{name}", version)
+        controls: dict[str, list[str]] = {}
+        for control, prompts in self._controls().items():
+            say(f"evaluating {name}: the same requests with {TOLD[control]}")
+            controls[control] = self._summaries(prompts, f"eval-{name}-{control}", version)
+        return self.scorer.score(name, summaries, say, controls)
 
     def compare(self, evaluations: dict[str, Any]) -> dict[str, Any]:
-        """`before`, `after` and their paired difference, as `summary.json` wants them, with a few examples."""
+        """`before`, `after` and `after` against `before`, as `summary.json` wants them, with a few examples."""
         result: dict[str, Any] = {name: self.means(e["rows"]) for name, e in evaluations.items()}
-        groups = [p.audio.key for p in self.prompts]
         before, after = evaluations["before"], evaluations["after"]
-        result["difference"] = {}
-        for metric in METRICS:
-            pairs = [
-                (b, a, g) for b, a, g in zip(before["rows"][metric], after["rows"][metric], groups, strict=True)
-                if a is not None and b is not None
-            ]  # fmt: skip
-            if pairs:
-                b, a, g = zip(*pairs, strict=True)
-                result["difference"][metric] = paired_difference(b, a, groups=g, n=self.config.eval.bootstrap)
+        result |= compare(before["rows"], after["rows"], self._recordings(), self.config.eval.bootstrap)
         result["examples"] = [
             {"instruction": p.instruction, "transcript": p.transcript, "before": b, "after": a}
             for p, b, a in zip(self.prompts[:4], before["summaries"], after["summaries"], strict=False)
@@ -80,13 +100,23 @@ class Evaluator:
 
     def means(self, rows: Rows) -> dict[str, Any]:
         """Mean and bootstrap interval by recording of every metric; None where no item has a value."""
-        groups = [p.audio.key for p in self.prompts]
-        means: dict[str, Any] = {"n": len(self.prompts)}
-        for metric, values in rows.items():
-            known = [(v, g) for v, g in zip(values, groups, strict=True) if v is not None]
-            scores, clips = [v for v, _ in known], [g for _, g in known]
-            means[metric] = mean_ci(scores, groups=clips, n=self.config.eval.bootstrap) if known else None
-        return means
+        return means(rows, self._recordings(), self.config.eval.bootstrap)
+
+    def _recordings(self) -> list[str]:
+        return [p.audio.key for p in self.prompts]
+
+    def _controls(self) -> dict[str, list[Prompt]]:
+        """The prompts of each control that the recipe wants; one that the data does not allow is left out.
+
+        Silence lies where starter speech does, so that what can read the one can read the other.
+        """
+        wanted: dict[str, list[Prompt]] = {}
+        for control in self.config.eval.controls:
+            if control == WRONG_AUDIO:
+                wanted[control] = with_wrong_audio(self.prompts)
+            else:
+                wanted[control] = with_silence(self.prompts, default_cache() / "silence", _limits(self.config))
+        return {control: prompts for control, prompts in wanted.items() if prompts}
 
     def _summaries(self, prompts: Sequence[Prompt], run_id: str, version: int) -> list[str]:
         sampling = SamplingParams(n=1, temperature=0.0, max_tokens=self.config.eval.max_tokens)
@@ -97,38 +127,61 @@ class Evaluator:
         return [g.trajectories[0].text for g in rolled if isinstance(g, TrajectoryGroup)]
 
 
-def evaluate_checkpoint(checkpoint: Path, data: Path, out: Path, config: RunConfig, clips: int | None = None) -> None:
-    """`speechsum eval`: one checkpoint on one manifest (its first `clips` rows), or on the starter's held-out speech.
+# --- `speechsum eval` ----------------------------------------------------------------------------------------------
 
-    Writes the means, intervals and summaries as JSON to `out`.
+
+def evaluate_checkpoints(
+    checkpoints: Mapping[str, Path], data: Path, out: Path, config: RunConfig, clips: int | None = None,
+    players: int = PLAYERS,
+) -> Figures:  # fmt: skip
+    """Checkpoints by name on one manifest (its first `clips` rows), side by side; the first is the others' baseline.
+
+    Writes the figures as JSON to `out`, and beside it a table in Markdown and a page in HTML that plays the first
+    `players` recordings. Returns the figures.
     """
-    folder = assets.checkpoint_folder(str(checkpoint))
-    model = config.model.model_copy(update={"family": assets.family_of(folder).name})
-    config = config.model_copy(update={"model": model, "data": config.data.model_copy(update={"eval": str(data)})})
-    prompts = assets.eval_prompts(config, folder, print)[:clips]
+    config = config.model_copy(update={"data": config.data.model_copy(update={"eval": str(data)})})
+    folders = {name: assets.checkpoint_folder(str(path)) for name, path in checkpoints.items()}
+    configs = {name: _for_checkpoint(config, folder) for name, folder in folders.items()}
+    readable = [assets.eval_prompts(configs[name], folder, print)[:clips] for name, folder in folders.items()]
     judge_path = assets.judge_checkpoint(config.judge.path, print) if config.judge.kind == "likelihood" else None
+    table = EvalTable(readable[0], config.eval.bootstrap)
     with MemoryWatch() as memory, ray_session(None, memory, print):
-        rollout, judge = RolloutPool(config, folder), JudgePool(config, judge_path)
+        judge = JudgePool(config, judge_path)
         try:
-            fetch(rollout.ready() + judge.ready())
-            evaluator = Evaluator(config, rollout, judge, prompts)
-            evaluation = evaluator.run("checkpoint", BASE_VERSION, print)
+            for name, folder in folders.items():
+                table.add_row(name, _evaluate(name, configs[name], folder, judge, table.prompts))
         finally:
-            rollout.close()
             judge.close()
-    summaries = [{"id": p.id, "summary": s} for p, s in zip(prompts, evaluation["summaries"], strict=True)]
+    figures = {"data": str(data), **table.figures()}
+    write_report(out, figures, [audio_uri(load_audio(p.audio, _limits(config))) for p in table.prompts[:players]])
+    return figures
+
+
+def write_report(out: Path, figures: Figures, recordings: Sequence[str]) -> None:
+    """The three files. In the JSON the first row's means and summaries also stand at the top, alone as with one row."""
+    first = figures["baseline"]
+    summaries = [{"id": item["id"], "summary": item["answers"][first]["summary"]} for item in figures["items"]]
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, json.dumps(evaluator.means(evaluation["rows"]) | {"summaries": summaries}, indent=1))
+    write_atomically(out, json.dumps({**figures["rows"][first], "summaries": summaries, **figures}, indent=1) + "\n")
+    write_atomically(out.with_suffix(".md"), render_markdown(figures))
+    write_atomically(out.with_suffix(".html"), render_html(figures, recordings))
 
 
-def _recall(prompt: Prompt, summary: str | None) -> float | None:
-    return fact_recall(summary, prompt.facts) if prompt.facts and summary is not None else None
+def _evaluate(name: str, config: RunConfig, folder: Path, judge: JudgePool, prompts: Sequence[Prompt]) -> Evaluation:
+    """One checkpoint, in engines that are gone again before the next one's start."""
+    rollout = RolloutPool(config, folder)
+    try:
+        fetch(rollout.ready() + judge.ready())
+        return Evaluator(config, rollout, judge, prompts).run(name, BASE_VERSION, print)
+    finally:
+        rollout.close()
 
 
-def _with_wrong_audio(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The same requests, each with another recording, half a set of recordings away; empty where all share one."""
-    clips = list({p.audio.key: p.audio for p in prompts}.values())
-    if len(clips) < 2:
-        return []
-    place = {clip.key: i for i, clip in enumerate(clips)}
-    return [replace(p, audio=clips[(place[p.audio.key] + len(clips) // 2) % len(clips)]) for p in prompts]
+def _for_checkpoint(config: RunConfig, folder: Path) -> RunConfig:
+    return config.model_copy(
+        update={"model": config.model.model_copy(update={"family": assets.family_of(folder).name})}
+    )
+
+
+def _limits(config: RunConfig) -> AudioLimits:
+    return AudioLimits(max_s=config.model.max_audio_s)

@@ -211,12 +211,23 @@ def _add_jobs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _add_eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    evaluate = commands.add_parser("eval", help="measure a checkpoint on held-out speech, with the wrong-audio control")
-    evaluate.add_argument("--checkpoint", type=Path, required=True, metavar="P", help="exported checkpoint folder")
+    evaluate = commands.add_parser("eval", help="measure checkpoints on held-out speech, with controls, side by side")
+    evaluate.add_argument(
+        "--checkpoint", action="append", required=True, metavar="[NAME=]P",
+        help="exported checkpoint folder; again for another, each compared with the first",
+    )  # fmt: skip
     evaluate.add_argument("--data", type=Path, required=True, metavar="M", help="manifest of held-out speech")
-    evaluate.add_argument("--out", type=Path, required=True, metavar="F", help="JSON file for the result")
+    evaluate.add_argument(
+        "--out", type=Path, required=True, metavar="F.json", help="figures; F.md and F.html beside it"
+    )
     evaluate.add_argument("--judge-path", metavar="P", help="causal LM of the likelihood judge (default: starter)")
+    evaluate.add_argument(
+        "--judge-recipe", type=Path, metavar="R", help="the judge of this recipe gives a second score"
+    )
     evaluate.add_argument("--clips", type=_positive, metavar="N", help="at most so many items")
+    evaluate.add_argument(
+        "--players", type=_count, default=12, metavar="N", help="recordings to put into the page (default: %(default)s)"
+    )
     _add_override(evaluate)
     evaluate.set_defaults(command=_eval)
 
@@ -261,6 +272,10 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return value
+
+
+def _count(text: str) -> int:
+    return 0 if text == "0" else _positive(text)
 
 
 def _positive_float(text: str) -> float:
@@ -457,15 +472,45 @@ def _eval(options: argparse.Namespace) -> int:
     overrides = list(options.override)
     overrides += [] if options.judge_path is None else [f"judge.path={json.dumps(options.judge_path)}"]
     config = load_recipe(STANDALONE, overrides)
-    _must_exist(options.checkpoint, "--checkpoint")
+    if options.judge_recipe is not None:
+        second = load_recipe(options.judge_recipe).judge
+        config = config.model_copy(update={"eval": config.eval.model_copy(update={"second_judge": second})})
+    checkpoints = _named_checkpoints(options.checkpoint)
     _must_exist(options.data, "--data")
-    _must_be_writable(options.out, "--out")
+    files = _report_files(options.out)
     _calm_threads()
-    from cluster.evaluate import evaluate_checkpoint
+    from cluster.evaluate import evaluate_checkpoints
 
-    evaluate_checkpoint(options.checkpoint, options.data, options.out, config, options.clips)
-    print(f"wrote {options.out}")
+    evaluate_checkpoints(checkpoints, options.data, options.out, config, options.clips, options.players)
+    print(f"wrote {', '.join(map(str, files))}")
     return 0
+
+
+def _named_checkpoints(texts: Sequence[str]) -> dict[str, Path]:
+    """`NAME=PATH`, or a path that names itself by its folder; for a run's `model` that is the run."""
+    named: dict[str, Path] = {}
+    for text in texts:
+        name, separator, rest = text.partition("=")
+        plain = not separator or os.path.exists(text)
+        path = Path(text if plain else rest)
+        _must_exist(path, "--checkpoint")
+        whole = path.absolute()
+        name = (whole.parent.name if whole.name == "model" else whole.name) if plain else name.strip()
+        if not name or name in named:
+            what = f"two are called {name!r}" if name else f"{text!r} has no name"
+            raise UserError(f"--checkpoint: {what}; write NAME=PATH with a name of its own for each")
+        named[name] = path
+    return named
+
+
+def _report_files(out: Path) -> list[Path]:
+    """The figures, the table and the page, none of which may take the place of another."""
+    if out.suffix in (".md", ".html"):
+        raise UserError(f"--out: {out} is where the table or the page goes; name the JSON file, such as F.json")
+    files = [out, out.with_suffix(".md"), out.with_suffix(".html")]
+    for file in files:
+        _must_be_writable(file, "--out")
+    return files
 
 
 def _judge_score(options: argparse.Namespace) -> int:

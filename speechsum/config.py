@@ -239,11 +239,18 @@ class StageConfig(Section):
 
 
 class EvalConfig(Section):
-    """Held-out evaluation, greedy, with the wrong-audio control."""
+    """Held-out evaluation, greedy.
+
+    `controls` ask the same with somebody else's recording (`wrong_audio`) or silence (`no_audio`): a gain that
+    survives them is not listening. `second_judge` scores evaluations only, so that training cannot learn to please it;
+    its engine starts beside the others for each evaluation and ends with it.
+    """
 
     clips: Annotated[int, Field(ge=0)] = 48
     max_tokens: Positive = 48
     bootstrap: Positive = 2000
+    controls: tuple[Literal["wrong_audio", "no_audio"], ...] = ("wrong_audio",)
+    second_judge: JudgeConfig | None = None
 
 
 class PreflightConfig(Section):

@@ -317,23 +317,75 @@ def test_summaries_as_json_lines(
     assert capsys.readouterr().out == f"{cli.DEFAULT_INSTRUCTION} 64 é\n"
 
 
-def test_eval_turns_its_options_into_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eval_turns_its_options_into_configuration(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     seen: list[Any] = []
-    fake_module(monkeypatch, "cluster.evaluate", evaluate_checkpoint=lambda *given: seen.append(given))
-    data = tmp_path / "m.parquet"
+    fake_module(monkeypatch, "cluster.evaluate", evaluate_checkpoints=lambda *given: seen.append(given))
+    data, out, model = tmp_path / "m.parquet", tmp_path / "o.json", tmp_path / "demo" / "model"
     data.touch()
-    arguments = ["eval", "--checkpoint", str(tmp_path), "--data", str(data), "--out", str(tmp_path / "o.json")]
+    model.mkdir(parents=True)
+    arguments = ["eval", "--checkpoint", str(model), "--data", str(data), "--out", str(out)]
     assert cli.main([*arguments, "--clips", "3", "--judge-path", "7b", "-o", "rollout.actors=2"]) == 0
-    ((checkpoint, manifest, out, config, clips),) = seen
-    assert (checkpoint, manifest, out, clips) == (tmp_path, data, tmp_path / "o.json", 3)
-    assert (config.judge.path, config.rollout.actors) == ("7b", 2)
+    assert capsys.readouterr().out == f"wrote {out}, {out.with_suffix('.md')}, {out.with_suffix('.html')}\n"
+    more = ["--checkpoint", f"base={tmp_path}", "--judge-recipe", str(recipe), "--players", "0"]
+    assert cli.main([*arguments, *more, "-o", 'eval.controls=["no_audio"]']) == 0
+    (checkpoints, manifest, written, config, *plain), (both, _, _, other, *options) = seen
+    assert (checkpoints, manifest, written, plain) == ({"demo": model}, data, out, [3, 12])
+    assert (config.judge.path, config.rollout.actors, config.eval.second_judge) == ("7b", 2, None)
+    assert config.eval.controls == ("wrong_audio", "no_audio")
+    assert (list(both.items()), options) == ([("demo", model), ("base", tmp_path)], [None, 0])
+    assert other.eval.second_judge == load_recipe(recipe).judge
+    assert other.eval.controls == ("no_audio",)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (["sft=a", "a"], {"sft": "a", "a": "a"}),
+        (["odd=name"], {"odd=name": "odd=name"}),  # a folder that is there is a path
+        (["a", "again=a", "x=odd=name"], {"a": "a", "again": "a", "x": "odd=name"}),
+        ([" grpo =a/model", "a/model/"], {"grpo": "a/model", "a": "a/model"}),
+    ],
+)
+def test_checkpoints_have_names(
+    given: list[str], named: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a/model", "odd=name"):
+        Path(folder).mkdir(parents=True)
+    assert cli._named_checkpoints(given) == {name: Path(path) for name, path in named.items()}
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "out", "complaint"),
+    [
+        (["a", "b/../a"], "o.json", "two are called 'a'"),
+        (["=a"], "o.json", "'=a' has no name"),
+        (["x=nope"], "o.json", "nothing at nope"),
+        (["a"], "o.html", "name the JSON file"),
+        (["a"], "o.md", "name the JSON file"),
+        (["a"], "taken.json", "taken.html cannot be written"),
+    ],
+)
+def test_what_eval_refuses(
+    checkpoints: list[str], out: str, complaint: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    fake_module(monkeypatch, "cluster.evaluate", evaluate_checkpoints=lambda *given: pytest.fail("worked"))
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a", "b", "taken.html"):
+        Path(folder).mkdir()
+    options = [part for checkpoint in checkpoints for part in ("--checkpoint", checkpoint)]
+    assert cli.main(["eval", *options, "--data", ".", "--out", out]) == 2
+    assert complaint in one_sentence(capsys)
 
 
 @pytest.mark.parametrize("out", ["there", "there/file/o.json"])
 def test_a_result_that_could_not_be_written_is_refused_before_the_work(
     out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fake_module(monkeypatch, "cluster.evaluate", evaluate_checkpoint=lambda *given: pytest.fail("worked"))
+    fake_module(monkeypatch, "cluster.evaluate", evaluate_checkpoints=lambda *given: pytest.fail("worked"))
     fake_module(monkeypatch, "cluster.score", score_file=lambda *given: pytest.fail("worked"))
     fake_module(monkeypatch, "cluster.audit", audit_file=lambda *given, **named: pytest.fail("worked"))
     (tmp_path / "there").mkdir()
