@@ -145,6 +145,7 @@ def evaluate_checkpoints(
     readable = [assets.eval_prompts(configs[name], folder, print)[:clips] for name, folder in folders.items()]
     judge_path = assets.judge_checkpoint(config.judge.path, print) if config.judge.kind == "likelihood" else None
     table = EvalTable(readable[0], config.eval.bootstrap)
+    recordings = [audio_uri(load_audio(p.audio, _limits(config))) for p in table.prompts[:players]]
     with MemoryWatch() as memory, ray_session(None, memory, print):
         judge = JudgePool(config, judge_path)
         try:
@@ -153,7 +154,7 @@ def evaluate_checkpoints(
         finally:
             judge.close()
     figures = {"data": str(data), **table.figures()}
-    write_report(out, figures, [audio_uri(load_audio(p.audio, _limits(config))) for p in table.prompts[:players]])
+    write_report(out, figures, recordings)
     return figures
 
 

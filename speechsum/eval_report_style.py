@@ -45,7 +45,9 @@ dl { display: grid; grid-template-columns: 6rem 1fr; gap: 0.2rem 0.75rem; margin
 dl.meanings { grid-template-columns: 12rem 1fr; font-size: 0.9rem; }
 dt { color: var(--quiet); }
 dd { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
-.answers { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(17rem, 100%), 1fr)); gap: 1rem; margin-top: 0.9rem; }
+.answers {
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(min(17rem, 100%), 1fr)); gap: 1rem; margin-top: 0.9rem;
+}
 .answer { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: 0.8rem 1rem; }
 .summary { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0.5rem 0 0.75rem; }
 mark { background: var(--unsaid); color: var(--unsaid-ink); border-radius: 3px; padding: 0 0.15em; }

@@ -97,6 +97,8 @@ def test_an_unknown_key_comes_with_the_nearest_known_one(recipe: Path, override:
         ("rollout.max_tokens=4000", "rollout.engine.max_model_len"),
         ("rollout.sync=nccl", "set rollout.sync to 'adapter'"),
         ("judge.kind=rubric", "judge.endpoint.url"),
+        ("eval.second_judge.kind=rubric", "endpoint.url"),
+        ('eval.controls=["silence"]', "'wrong_audio' or 'no_audio'"),
         ("model.dtype=int4", "model.dtype"),
         ("stage.grpo.loss.kind=ppo", "ppo"),
         ("stage.grpo.loss.ratio=group", "'token' or 'sequence'"),
