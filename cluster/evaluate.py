@@ -98,6 +98,14 @@ class Evaluator:
         ]
         return result
 
+    def report(self, evaluations: Mapping[str, Evaluation], data: str, out: Path) -> None:
+        """Everything that was evaluated side by side, the first as the others' baseline: see `write_report`."""
+        table = EvalTable(self.prompts, self.config.eval.bootstrap)
+        for name, evaluation in evaluations.items():
+            table.add_row(name, evaluation)
+        recordings = [audio_uri(load_audio(p.audio, _limits(self.config))) for p in self.prompts[:PLAYERS]]
+        write_report(out, {"data": data, **table.figures()}, recordings)
+
     def means(self, rows: Rows) -> dict[str, Any]:
         """Mean and bootstrap interval by recording of every metric; None where no item has a value."""
         return means(rows, self._recordings(), self.config.eval.bootstrap)

@@ -216,6 +216,8 @@ class Training:
                     self._run_stage(index, stage)
             if (self.progress.stage, self.progress.step) == (index + 1, 0):
                 self._evaluate("after" if stage is self.config.stage[-1] else stage.name)
+        if evaluator := self._evaluator():
+            evaluator.report(self.progress.evaluations, self.config.data.eval, self.folder.path / "eval.json")
         self.watch.status("exporting the trained model")
         self.crew.learner.export(self.folder.path / "model")
         return self._summary()

@@ -58,6 +58,15 @@ def test_every_stage_ran_and_every_figure_is_described(finished: tuple[Path, dic
             assert line["learner/skipped"] == 0
 
 
+def test_the_stages_stand_side_by_side_in_the_report(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = finished
+    figures = json.loads((folder / "eval.json").read_text())
+    assert list(figures["rows"]) == ["before", "sft", "opd", "dpo", "after"]
+    assert figures["baseline"] == "before"
+    assert "| opd |" in (folder / "eval.md").read_text()
+    assert (folder / "eval.html").read_text().count("<audio") == 4
+
+
 def test_the_teacher_was_asked_where_the_stage_says_so(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = finished
     for line in lines(folder, "opd"):
