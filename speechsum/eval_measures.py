@@ -45,6 +45,7 @@ MEASURES = (
     Measure("hallucination", "hallucination", "share of items that state something unsupported", better=-1),
     Measure("fact_recall", "fact recall", "share of the asked facts that are told"),
     Measure("fact_precision", "fact precision", "share of the facts told that are true of the recording"),
+    Measure("fact_f1", "fact F1", "harmonic mean of both; 0 where no asked fact is told"),
     Measure("wrong_audio_recall", "wrong audio", "fact recall with somebody else's recording", better=-1),
     Measure("no_audio_recall", "no audio", "fact recall with silence of the same length", better=-1),
     Measure("rougeL", "ROUGE-L", "words in common with the reference, in order"),
@@ -75,6 +76,7 @@ def measure(
     pairs = list(zip(prompts, summaries, strict=True))
     unknown = [None] * len(pairs)
     vocabulary = sorted({fact for p in prompts for fact in (*p.facts, *p.clip_facts)})
+    recall = [_recall(p, s) for p, s in pairs]
     precision = [_precision(p, s, vocabulary) for p, s in pairs]
     rows: Rows = {
         "judge": [reward(j) for j in judgements],
@@ -82,8 +84,9 @@ def measure(
         "overall": [overall(j) for j in judgements],
         "adherence": [adherence(j) for j in judgements],
         "hallucination": [hallucination(j, share) for j, share in zip(judgements, precision, strict=True)],
-        "fact_recall": [_recall(p, s) for p, s in pairs],
+        "fact_recall": recall,
         "fact_precision": precision,
+        "fact_f1": [f1(r, p) for r, p in zip(recall, precision, strict=True)],
         "rougeL": [_rouge(p, s) for p, s in pairs],
         "length_obeyed": [length_obeyed(s, p.instruction) for p, s in pairs],
         "form_obeyed": [form_obeyed(s, p.instruction) for p, s in pairs],
@@ -130,6 +133,13 @@ def hallucination(judgement: Judgement, precision: float | None) -> float | None
         quoted = QUOTES in judgement.notes
         verdicts.append(judgement.breakdown["faithful"] < HARMLESS or quoted)
     return float(any(verdicts)) if verdicts else None
+
+
+def f1(recall: float | None, precision: float | None) -> float | None:
+    """Of one item; None where its facts are unknown. Who tells none of them has no precision, and 0 all the same."""
+    if recall is None:
+        return None
+    return 2 * recall * precision / (recall + precision) if recall and precision else 0.0
 
 
 def gated(judgement: Judgement) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from speechsum.eval_measures import MEASURES, adherence, gated, hallucination, measure, overall, reward
+from speechsum.eval_measures import MEASURES, adherence, f1, gated, hallucination, measure, overall, reward
 from speechsum.rubric import parse_rubric
 from speechsum.types import AudioRef, FailureKind, JudgeFailure, Judgement, Prompt, Reward
 
@@ -76,6 +76,14 @@ PROMPTS = [
 SUMMARIES = ["Anna must leave by noon, Kim", "- Kim", "sun sun sun sun sun"]
 
 
+@pytest.mark.parametrize(
+    ("recall", "precision", "found"),
+    [(0.5, 1.0, 2 / 3), (0.0, None, 0.0), (0.0, 0.5, 0.0), (None, None, None)],
+)
+def test_f1_of_an_item(recall: float | None, precision: float | None, found: float | None) -> None:
+    assert f1(recall, precision) == (None if found is None else pytest.approx(found))
+
+
 def test_all_measures_of_three_items() -> None:
     rows = measure(
         PROMPTS, SUMMARIES, [Reward(0.5), GATED, FAILED],
@@ -91,6 +99,7 @@ def test_all_measures_of_three_items() -> None:
         "hallucination": [1.0, 0.0, None],  # Kim is a fact of b, and not of a
         "fact_recall": [1.0, 1.0, None],
         "fact_precision": [pytest.approx(2 / 3), 1.0, None],
+        "fact_f1": [pytest.approx(0.8), 1.0, None],
         "wrong_audio_recall": [0.5, 1.0, None],
         "no_audio_recall": [0.0, 0.0, None],
         "rougeL": [pytest.approx(2 / 3), None, None],  # 3 words in common, of 6 and of 3: F1 of 1/2 and 1
