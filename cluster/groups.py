@@ -50,11 +50,12 @@ def environment(threads: int) -> dict[str, Any]:
     return {"env_vars": variables}
 
 
-def _deployed(actor: Any, gpus: float, threads: int) -> Any:
+def _deployed(actor: Any, gpus: float, threads: int, resources: dict[str, float]) -> Any:
     """An actor class with its resources. Nothing is retried behind our back: who called decides what is done again."""
     return actor.options(
-        num_cpus=0, num_gpus=gpus, runtime_env=environment(threads), max_restarts=0, max_task_retries=0
-    )
+        num_cpus=0, num_gpus=gpus, resources=resources, runtime_env=environment(threads),
+        max_restarts=0, max_task_retries=0,
+    )  # fmt: skip
 
 
 def fetch(refs: Any, timeout_s: float | None = None) -> Any:
@@ -83,7 +84,7 @@ class LearnerGroup:
     def __init__(self, config: RunConfig, checkpoint: Path) -> None:
         self.config = config
         chosen = config.learner
-        worker = _deployed(LearnerWorker, chosen.gpus_per_rank, chosen.threads_per_rank)
+        worker = _deployed(LearnerWorker, chosen.gpus_per_rank, chosen.threads_per_rank, chosen.resources)
         self.workers = [worker.remote(config, rank, str(checkpoint)) for rank in range(chosen.ranks)]
 
     def ready(self) -> list[ObjectRef]:
@@ -195,7 +196,7 @@ class RolloutPool(Pool):
 
     def __init__(self, config: RunConfig, checkpoint: Path) -> None:
         chosen = config.rollout
-        actor = _deployed(RolloutActor, chosen.gpus_per_actor, chosen.engine.threads)
+        actor = _deployed(RolloutActor, chosen.gpus_per_actor, chosen.engine.threads, chosen.resources)
         super().__init__([
             actor.remote(str(checkpoint), config.model, chosen, index=i, seed=config.seed)
             for i in range(chosen.actors)
@@ -241,7 +242,7 @@ class JudgePool(Pool):
         from actors.judge import JudgeActor
 
         chosen = config.judge
-        actor = _deployed(JudgeActor, chosen.gpus_per_actor, chosen.engine.threads)
+        actor = _deployed(JudgeActor, chosen.gpus_per_actor, chosen.engine.threads, chosen.resources)
         path = str(checkpoint) if checkpoint else None
         super().__init__([actor.remote(chosen, path, index=i) for i in range(chosen.actors)])
 
@@ -261,7 +262,7 @@ class TeacherPool(Pool):
         from actors.teacher import TeacherActor
 
         chosen = config.teacher
-        actor = _deployed(TeacherActor, chosen.gpus_per_actor, chosen.engine.threads)
+        actor = _deployed(TeacherActor, chosen.gpus_per_actor, chosen.engine.threads, chosen.resources)
         super().__init__([
             actor.remote(str(checkpoint), chosen, audio=audio, top_k=top_k, vocabulary=vocabulary, index=i)
             for i in range(chosen.actors)

@@ -10,19 +10,22 @@ import difflib
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from speechsum.errors import UserError
-from speechsum.objectives import LOSSES, Loss, OpdLoss
-from speechsum.section import Fraction, NonNegative, Positive, Section
+from speechsum.objectives import Loss, OpdLoss
+from speechsum.section import Fraction, NonNegative, Positive, Resources, Section
 from speechsum.stages import StageKind, kind_of
 
 STARTER = "starter"
 
 STANDALONE = Path(__file__).with_name("standalone.toml")
 """The recipe of the commands that take none."""
+
+
+S = TypeVar("S", bound=Section)
 
 
 class LoraConfig(Section):
@@ -111,6 +114,7 @@ class RolloutConfig(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_tokens: Positive = 48
     gpus_per_actor: NonNegative = 0
+    resources: Resources = Field(default_factory=dict)
     sync: Literal["adapter", "full", "nccl", "ipc"] = "adapter"
     engine: EngineConfig = EngineConfig()
 
@@ -150,6 +154,7 @@ class JudgeConfig(Section):
     actors: Positive = 1
     path: str = STARTER
     gpus_per_actor: NonNegative = 0
+    resources: Resources = Field(default_factory=dict)
     endpoint: EndpointConfig = EndpointConfig()
     engine: EngineConfig = EngineConfig()
     max_failure_share: Fraction = 0.2
@@ -174,6 +179,7 @@ class TeacherConfig(Section):
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     actors: Positive = 1
     gpus_per_actor: NonNegative = 0
+    resources: Resources = Field(default_factory=dict)
     engine: EngineConfig = EngineConfig()
 
 
@@ -195,6 +201,7 @@ class LearnerConfig(Section):
     ranks: Positive = 2
     threads_per_rank: Positive = 1
     gpus_per_rank: NonNegative = 0
+    resources: Resources = Field(default_factory=dict)
     backend: Literal["gloo", "nccl"] = "gloo"
     microbatch_tokens: Positive = 4096
     logprob_chunk: Positive = 1024
@@ -327,29 +334,39 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> RunConf
 
     Raises `UserError` naming the file, the key and the remedy.
     """
-    path = Path(path)
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no recipe at {path}; `ls recipes` shows those that come with speechsum") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder; name a recipe file such as recipes/demo.toml") from None
-    except OSError as error:
-        raise UserError(f"cannot read the recipe {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid TOML: {error}") from None
+    tree = read_toml(path, "recipe", Path("recipes/demo.toml"))
     for override in overrides or []:
         _apply(tree, override)
     return parse(tree, source=str(path))
 
 
-def parse(tree: dict[str, Any], source: str) -> RunConfig:
-    """Validate a tree of plain values; `source` is named in the error."""
+def read_toml(path: str | Path, what: str, example: Path) -> dict[str, Any]:
+    """The plain values of a TOML file. Raises `UserError` that calls the file a `what` and names an `example`."""
+    path = Path(path)
     try:
-        return RunConfig.model_validate(tree)
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no {what} at {path}; `ls {example.parent}` shows those that come with speechsum") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; name a {what} file such as {example}") from None
+    except OSError as error:
+        raise UserError(f"cannot read the {what} {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+
+
+def parse(tree: dict[str, Any], source: str) -> RunConfig:
+    """Validate a recipe's tree of plain values; `source` is named in the error."""
+    return validated(RunConfig, tree, source)
+
+
+def validated(section: type[S], tree: dict[str, Any], source: str) -> S:
+    """A tree of plain values as a `section`. Raises `UserError` that names `source`, every bad key and the remedy."""
+    try:
+        return section.model_validate(tree)
     except ValidationError as error:
         errors = [e for e in error.errors() if e["type"] != "too_short" or error.error_count() == 1]
-        problems = "; ".join(_explain(e) for e in errors)
+        problems = "; ".join(_explain(e, section) for e in errors)
         raise UserError(f"{source}: {problems}") from None
 
 
@@ -395,11 +412,11 @@ def _toml_value(text: str) -> Any:
         return text
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, section: type[Section]) -> str:
     """One problem as a sentence: key, what is wrong, what would be right."""
     where = ".".join(str(p) for p in error["loc"] if p not in ("sft", "grpo", "opd", "dpo")) or "recipe"
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(error["loc"][-1]), _all_keys(), n=1)
+        near = difflib.get_close_matches(str(error["loc"][-1]), _all_keys(section), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "; remove it"
         return f"unknown key {where!r}{hint}"
     message = error["msg"].removeprefix("Value error, ")
@@ -410,16 +427,14 @@ def _explain(error: Any) -> str:
     return f"{where!r} = {json.dumps(error['input'], default=str)}: {message[0].lower()}{message[1:]}"
 
 
-def _all_keys() -> list[str]:
-    """Every key that any section knows, for spelling hints."""
-    pending: list[type[BaseModel]] = [RunConfig, StageConfig, *LOSSES]
+def _all_keys(section: type[Section]) -> list[str]:
+    """Every key that the section or any section below it knows, for spelling hints."""
+    pending: list[Any] = [section]
     seen: dict[type[BaseModel], None] = {}
     while pending:
-        section = pending.pop()
-        if section in seen:
-            continue
-        seen[section] = None
-        for info in section.model_fields.values():
-            if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-                pending.append(info.annotation)
-    return sorted({key for section in seen for key in section.model_fields})
+        annotation = pending.pop()
+        pending += get_args(annotation)
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel) and annotation not in seen:
+            seen[annotation] = None
+            pending += [info.annotation for info in annotation.model_fields.values()]
+    return sorted({key for known in seen for key in known.model_fields})

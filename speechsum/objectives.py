@@ -113,4 +113,3 @@ class DpoLoss(Section):
 
 
 Loss = SftLoss | GrpoLoss | OpdLoss | DpoLoss
-LOSSES: tuple[type[Section], ...] = (SftLoss, GrpoLoss, OpdLoss, DpoLoss)

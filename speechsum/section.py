@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def _no_built_in_resource(resources: dict[str, float]) -> dict[str, float]:
+    if built_in := sorted({"CPU", "GPU", "memory", "object_store_memory"} & resources.keys()):
+        raise ValueError(f"resources names {built_in[0]!r}, which Ray counts itself; keep to names of your own")
+    return resources
+
+
+Resources = Annotated[dict[str, Annotated[float, Field(gt=0)]], AfterValidator(_no_built_in_resource)]
+"""Custom Ray resources that one actor takes, such as {"rollout": 1}: it runs only on a node that offers them."""
 
 
 class Section(BaseModel):

@@ -105,6 +105,8 @@ def test_an_unknown_key_comes_with_the_nearest_known_one(recipe: Path, override:
         ("stage.grpo.loss.objective=ppo", "'clip' or 'cispo'"),
         ("stage.grpo.loss.baseline=leave_one_out", "set loss.scale_by_std = false"),
         ("seed=many", "'seed' = \"many\""),
+        ("rollout.resources={ GPU = 1 }", "'GPU', which Ray counts itself"),
+        ("judge.resources={ judge = 0 }", "judge.resources.judge"),
     ],
 )
 def test_an_impossible_value_is_refused_with_the_remedy(recipe: Path, override: str, words: str) -> None:
