@@ -137,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_eval(commands)
     _add_judge(commands)
     _add_summarize(commands)
+    _add_k8s(commands)
     bench = commands.add_parser("bench", help="measure the parts: rollout speed, weight sync, prompt-once")
     bench.add_argument("--run-dir", type=Path, metavar="D", help="a run whose summary.json gets the figures")
     bench.add_argument("--only", metavar="NAME", help="run one benchmark")
@@ -259,6 +260,19 @@ def _add_summarize(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     summarize.add_argument("--json", action="store_true", help="a line of JSON for each recording")
     summarize.add_argument("--max-tokens", type=_positive, default=64, metavar="N", help="default: %(default)s")
     summarize.set_defaults(command=_summarize)
+
+
+def _add_k8s(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    k8s = commands.add_parser("k8s", help="run on Kubernetes, by KubeRay")
+    kinds = k8s.add_subparsers(metavar="COMMAND", required=True)
+    render = kinds.add_parser("render", help="write the manifests of a run")
+    render.add_argument("recipe", type=Path, metavar="RECIPE", help="a TOML file such as recipes/demo.toml")
+    render.add_argument(
+        "--profile", type=Path, required=True, metavar="P", help="the cluster, such as recipes/profiles/kind.toml"
+    )
+    _add_override(render)
+    render.add_argument("--out", default="-", metavar="DIR", help="folder for a file each (default: all to stdout)")
+    render.set_defaults(command=_k8s_render)
 
 
 def _add_override(parser: argparse.ArgumentParser) -> None:
@@ -560,6 +574,21 @@ def _summarize(options: argparse.Namespace) -> int:
             print(json.dumps(row, ensure_ascii=False), flush=True)
         else:
             print(f"{row['audio']}: {row['summary']}" if len(options.audio) > 1 else row["summary"], flush=True)
+    return 0
+
+
+def _k8s_render(options: argparse.Namespace) -> int:
+    from speechsum.config import load_recipe
+
+    config = load_recipe(options.recipe, options.override)
+    from cluster.kuberay import profile, render
+
+    found = render.manifests(config, profile.load_profile(options.profile))
+    if options.out == "-":
+        print("---\n".join(map(render.as_yaml, found)), end="")
+        return 0
+    for path in render.write(found, Path(options.out)):
+        print(path)
     return 0
 
 

@@ -36,6 +36,8 @@ COMMANDS = [
     "judge score",
     "judge audit",
     "summarize",
+    "k8s",
+    "k8s render",
     "bench",
 ]
 RECIPE = """
