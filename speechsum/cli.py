@@ -578,12 +578,10 @@ def _summarize(options: argparse.Namespace) -> int:
 
 
 def _k8s_render(options: argparse.Namespace) -> int:
+    from cluster.kuberay import profile, render
     from speechsum.config import load_recipe
 
-    config = load_recipe(options.recipe, options.override)
-    from cluster.kuberay import profile, render
-
-    found = render.manifests(config, profile.load_profile(options.profile))
+    found = render.manifests(load_recipe(options.recipe, options.override), profile.load_profile(options.profile))
     if options.out == "-":
         print("---\n".join(map(render.as_yaml, found)), end="")
         return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.kuberay.companions import config_map, metadata
@@ -45,7 +44,7 @@ def pod_monitor(config: RunConfig, profile: ClusterProfile) -> PodMonitor:
 def prometheus_rule(config: RunConfig, profile: ClusterProfile) -> PrometheusRule:
     """Alerts for what costs money unseen. Thresholds are the recipe's own."""
     name = run_name(config)
-    groups = (RuleGroup(name=f"{name}.speechsum", rules=tuple(_alerts(config, name))),)
+    groups = (RuleGroup(name=f"{name}.speechsum", rules=_alerts(config, name)),)
     return PrometheusRule(metadata=metadata(config, profile, "alerts"), spec=PrometheusRuleSpec(groups=groups))
 
 
@@ -69,43 +68,34 @@ def _json_text(path: Path) -> str:
     return text
 
 
-def _alerts(config: RunConfig, name: str) -> Iterator[Alert]:
-    only = f'{{{re.sub(r"[^a-z_]", "_", INSTANCE)}="{name}"}}'
+def _alerts(config: RunConfig, name: str) -> tuple[Alert, ...]:
+    only = f'{{{re.sub("[^a-z]", "_", INSTANCE)}="{name}"}}'  # as Prometheus writes the pods' label
 
-    def alert(title: str, expr: str, for_: str, severity: str, summary: str) -> Alert:
-        return Alert(
-            alert=f"Speechsum{title}", expr=expr, for_=for_, labels={"severity": severity},
+    def now(metric: str) -> str:
+        return f"max({series(metric)}{only})"
+
+    def grown(metric: str) -> str:
+        return f"sum(increase({series(metric)}{only}[30m]))"
+
+    fatal, apart = config.judge.max_failure_share, config.preflight.max_logprob_gap
+    rows = [
+        ("NoStep", f"{grown('learner/tokens')} == 0", "5m", "critical",
+         "no step was finished in half an hour, and the learner's pods are paid for"),
+        ("JudgeFailing", f"{now('judge/failure_share')} > {fatal / 2:g}", "5m", "warning",
+         f"judgements fail; at a share of {fatal:g} the run ends"),
+        ("EnginesApart", f"{now('learner/logprob_gap')} > {apart:g}", "15m", "warning",
+         "rollout and learner disagree on the same tokens by more than preflight allows"),
+        ("StepsSkipped", f"{grown('learner/skipped')} > 0", "0m", "warning",
+         "a step's loss or gradient was not finite, and it changed nothing"),
+        ("GroupsWasted", f"{grown('buffer/dropped')} > {grown('buffer/trained_groups')}", "15m", "warning",
+         "more groups are thrown away than trained on"),
+    ]  # fmt: skip
+    return tuple(
+        Alert(
+            alert=f"Speechsum{title}", expr=expr, for_=since, labels={"severity": severity},
             annotations={"summary": f"{name}: {summary}"},
-        )  # fmt: skip
-
-    def grown(metric: str, window: str) -> str:
-        return f"sum(increase({series(metric)}{only}[{window}]))"
-
-    yield alert(
-        "NoStep", f"{grown('learner/tokens', '30m')} == 0", "5m", "critical",
-        "no step was finished in half an hour, and the learner's pods are paid for",
-    )  # fmt: skip
-    yield alert(
-        "JudgeFailing",
-        f"max({series('judge/failure_share')}{only}) > {config.judge.max_failure_share / 2:g}",
-        "5m", "warning",
-        f"judgements fail; at a share of {config.judge.max_failure_share:g} the run ends",
-    )  # fmt: skip
-    yield alert(
-        "EnginesApart",
-        f"max({series('learner/logprob_gap')}{only}) > {config.preflight.max_logprob_gap:g}",
-        "15m", "warning",
-        "rollout and learner disagree on the same tokens by more than preflight allows",
-    )  # fmt: skip
-    yield alert(
-        "StepsSkipped", f"{grown('learner/skipped', '30m')} > 0", "0m", "warning",
-        "a step's loss or gradient was not finite, and it changed nothing",
-    )  # fmt: skip
-    yield alert(
-        "GroupsWasted",
-        f"{grown('buffer/dropped', '30m')} > {grown('buffer/trained_groups', '30m')}",
-        "15m", "warning",
-        "more groups are thrown away than trained on",
+        )
+        for title, expr, since, severity, summary in rows
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ Written like the rules of admission, and over plain values too, so that a manife
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any
@@ -116,6 +117,16 @@ def root_is_read_only(job: Tree) -> Iterator[str]:
             yield f"pods of {name!r} cannot write to {sorted(missing)[0]}; mount an emptyDir there"
 
 
+def volumes_do_not_meet(job: Tree) -> Iterator[str]:
+    """A profile may mount where, or under the name by which, a run's own volumes already are."""
+    for name, template in _templates(job).items():
+        volumes = Counter(volume["name"] for volume in template["spec"].get("volumes", []))
+        places = Counter(mount["mountPath"] for mount in container({"template": template}).get("volumeMounts", []))
+        for what, times in (*volumes.items(), *places.items()):
+            if times > 1:
+                yield f"pods of {name!r} have {times} volumes called or mounted at {what!r}; change the profile's"
+
+
 def metrics_have_ports(job: Tree) -> Iterator[str]:
     """Prometheus finds them by name."""
     for name, group in groups(job).items():
@@ -147,5 +158,6 @@ def _mounted(group: Tree) -> dict[str, Tree]:
 
 OWN: tuple[Callable[[Tree], Iterator[str]], ...] = (
     groups_have_names_of_their_own, driver_stays_on_the_head, head_has_no_gpu, learner_stays, grace_outlasts_the_drain,
-    shared_memory_is_memory, nothing_runs_as_root, root_is_read_only, metrics_have_ports, ray_is_the_locked_one,
+    shared_memory_is_memory, nothing_runs_as_root, root_is_read_only, volumes_do_not_meet,
+    metrics_have_ports, ray_is_the_locked_one,
 )  # fmt: skip

@@ -122,6 +122,8 @@ BREAKS: list[tuple[str, Change]] = [
     ("nothing_runs_as_root", drop(f"{HEAD_POD}.containers.0.securityContext.allowPrivilegeEscalation")),
     ("root_is_read_only", drop(f"{HEAD_POD}.containers.0.securityContext.readOnlyRootFilesystem")),
     ("root_is_read_only", drop(f"{ROLLOUT_POD}.containers.0.volumeMounts.1")),
+    ("volumes_do_not_meet", put(f"{ROLLOUT_POD}.volumes.4.name", "home")),
+    ("volumes_do_not_meet", put(f"{ROLLOUT_POD}.containers.0.volumeMounts.4.mountPath", "/tmp")),
     ("metrics_have_ports", drop(f"{HEAD_POD}.containers.0.ports.3")),
     ("metrics_have_ports", drop(f"{ROLLOUT_POD}.containers.0.ports")),
     ("ray_is_the_locked_one", put(f"{CLUSTER}.rayVersion", "2.59.0")),

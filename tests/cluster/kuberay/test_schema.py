@@ -1,7 +1,8 @@
 """What is rendered, against the schema that KubeRay 1.7 gives its RayJob: unknown fields are errors here.
 
-The schema is not part of this repository. Rules that are written in CEL are not evaluated; those that concern a run
-are rules of `cluster.kuberay.rules` too.
+The schema is not part of this repository. It also holds those of the parts of a pod, of a claim and of a network
+policy's rules, so these are checked by it too; of config maps, monitors and alerts no schema was at hand. Rules that
+are written in CEL are not evaluated; those that concern a run are rules of `cluster.kuberay.rules` too.
 """
 
 from __future__ import annotations
@@ -34,11 +35,23 @@ def strict(schema: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def validator():
+def schema() -> Tree:
     path = FOLDER / "rayjob.v1.schema.json"
     if not path.is_file():
         pytest.skip(f"no {path}: set SPEECHSUM_KUBERAY_SCHEMAS to the folder with KubeRay's schemas")
-    return jsonschema.Draft202012Validator(strict(json.loads(path.read_text(encoding="utf-8"))))
+    return strict(json.loads(path.read_text(encoding="utf-8")))
+
+
+@pytest.fixture
+def validator(schema: Tree):
+    return jsonschema.Draft202012Validator(schema)
+
+
+def within(schema: Tree, path: str):
+    """A validator of the part of the schema at `path`; a dot goes to a field, and from a list to its items."""
+    for part in path.split("."):
+        schema = schema.get("items", schema)["properties"][part]
+    return jsonschema.Draft202012Validator(schema)
 
 
 def errors(validator, job: Tree) -> list[str]:
@@ -55,6 +68,15 @@ def test_what_is_rendered_is_valid(validator, pair, rendered, queue: Tree | None
 def test_a_bucket_is_valid_too(validator, gke, rendered) -> None:
     job = rendered(*gke, storage={"bucket": "gs://runs"}, service_account="trainer", image_pull_secret="pull")["RayJob"]
     assert errors(validator, job) == []
+
+
+def test_claim_and_network_policy_are_valid(schema: Tree, pair, rendered) -> None:
+    found = rendered(*pair)
+    policy = found["NetworkPolicy"]["spec"]
+    claim = "spec.rayClusterSpec.headGroupSpec.template.spec.volumes.ephemeral.volumeClaimTemplate.spec"
+    assert errors(within(schema, claim), found["PersistentVolumeClaim"]["spec"]) == []
+    assert errors(within(schema, "spec.rayClusterSpec.networkPolicy.head.ingressRules"), policy["ingress"]) == []
+    assert errors(within(schema, "spec.rayClusterSpec.networkPolicy.head.egressRules"), policy["egress"]) == []
 
 
 @pytest.mark.parametrize(
