@@ -8,7 +8,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from speechsum.config import Positive, Section, read_toml, validated
+from speechsum.config import read_toml, validated
+from speechsum.section import Positive, Section
 
 EXAMPLE = Path("recipes/profiles/kind.toml")
 DIGEST = re.compile(r"[^@\s]+@sha256:[0-9a-f]{64}")

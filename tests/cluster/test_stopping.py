@@ -17,8 +17,9 @@ from cluster.run_folder import RunFolder
 from cluster.stopping import StopRequest
 from cluster.train import Plan, Training
 from cluster.watch import Watch
-from speechsum.config import RunConfig, SftLoss, StageConfig, WatchConfig
+from speechsum.config import RunConfig, StageConfig, WatchConfig
 from speechsum.errors import StopAsked
+from speechsum.objectives import SftLoss
 from speechsum.types import AudioRef, Batch, Prompt
 
 
@@ -72,7 +73,7 @@ class FakePorts:
     def __init__(self, asked_in: int) -> None:
         self.asked_in, self.steps = asked_in, 0
 
-    def request_ids(self, instruction: str) -> list[int]:
+    def prompt_ids(self, prompt: Prompt, reads: str) -> list[int]:
         return [1, 2]
 
     def completion_ids(self, text: str) -> np.ndarray:
@@ -95,9 +96,10 @@ def training(tmp_path: Path, tiny_path: Path) -> Any:
     config = RunConfig(name="fake", stage=(stage,), watch=WatchConfig(wandb="disabled"))
     prompts = [Prompt(f"p{i}", AudioRef(f"/clips/{i}.wav"), "ask", reference="answer") for i in range(3)]
     folder = RunFolder.create(tmp_path / "run", config)
-    crew: Any = SimpleNamespace(learner=FakeLearner(), rollout=None, judge=None)
+    crew: Any = SimpleNamespace(learner=FakeLearner(), rollout=None, judge=None, teacher=None)
     with Watch(folder, config) as watch, StopRequest() as stop:
-        yield Training(config, Plan(tiny_path, None, None, prompts, [], None), crew, folder, watch, MemoryWatch(), stop)
+        plan = Plan(tiny_path, None, None, None, prompts, [], {}, None)
+        yield Training(config, plan, crew, folder, watch, MemoryWatch(), stop)
 
 
 def run(training: Any, asked_in: int) -> Sequence[tuple[int, int]]:
