@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from speechsum import cli
+from speechsum.errors import STOPPED
 
 LAST_LINE = "speechsum: the driver ends with exit code "
 
@@ -35,7 +36,7 @@ def told_exit_code(log: str) -> int | None:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(cli.STOPPED)
+    raise SystemExit(STOPPED)
 
 
 if __name__ == "__main__":

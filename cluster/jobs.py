@@ -18,8 +18,7 @@ import aiohttp
 from cluster.job_client import JobClient, told
 from cluster.job_entry import told_exit_code
 from cluster.submit import GRACE, REVISION, RUN_DIR
-from speechsum.cli import INTERRUPTED
-from speechsum.errors import RunError, UserError
+from speechsum.errors import INTERRUPTED, RunError, UserError
 
 KILLED = 128 + 9
 RAY_GRACE_S = 3

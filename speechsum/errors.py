@@ -1,5 +1,13 @@
 """The two kinds of error a person meets, theirs with a remedy and ours, and the end that was asked for."""
 
+import os
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
+STOPPED = os.EX_TEMPFAIL
+"""Exit code 75 after a request to stop: to schedulers "try again", here "go on with --resume"."""
+
 
 class UserError(ValueError):
     """Something the user can mend. The message is one sentence that names the thing and the remedy; exit code 2."""

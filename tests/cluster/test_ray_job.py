@@ -32,7 +32,7 @@ WAITS = """
 import signal, sys, time
 from cluster import job_entry
 from cluster.stopping import StopRequest
-from speechsum import cli
+from speechsum import commands
 from speechsum.errors import StopAsked
 
 def waits(options):
@@ -46,7 +46,7 @@ def waits(options):
             time.sleep(4)  # longer than Ray's own patience of 3 s
             raise
 
-cli._doctor = waits
+commands.doctor = waits
 sys.exit(job_entry.main(["doctor"]))
 """
 

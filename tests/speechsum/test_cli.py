@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechsum import __version__, cli
+from speechsum import __version__, cli, commands
+from speechsum.arguments import DEFAULT_INSTRUCTION
 from speechsum.config import load_recipe
-from speechsum.errors import RunError, StopAsked
+from speechsum.errors import STOPPED, RunError, StopAsked
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = [
@@ -213,7 +214,7 @@ def test_a_stop_that_was_asked_for_has_a_code_of_its_own(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake_train(monkeypatch, StopAsked())
-    assert cli.main(["train", str(recipe), "--run-dir", str(tmp_path / "run")]) == cli.STOPPED == 75
+    assert cli.main(["train", str(recipe), "--run-dir", str(tmp_path / "run")]) == STOPPED == 75
     assert f"speechsum train {recipe} --run-dir {tmp_path / 'run'} --resume" in capsys.readouterr().err
 
 
@@ -258,7 +259,7 @@ def test_ctrl_c_while_following_asks_on_a_terminal(
 
 NATIVE_HANG = """
 import ctypes
-from speechsum import cli
+from speechsum import cli, commands
 
 def hang(options):
     lock = ctypes.create_string_buffer(256)  # a pthread mutex of its own kind, unlocked
@@ -268,7 +269,7 @@ def hang(options):
     take(lock)
 
 cli.INTERRUPT_GRACE_S = 0.1
-cli._doctor = hang
+commands.doctor = hang
 raise SystemExit(cli.main(["doctor"]))
 """
 
@@ -316,7 +317,7 @@ def test_summaries_as_json_lines(
     assert cli.main(["summarize", str(recording), "--json", "--instruction", "Say", "--max-tokens", "5"]) == 0
     assert json.loads(capsys.readouterr().out) == {"audio": str(recording), "summary": "Say 5 é"}
     assert cli.main(["summarize", str(recording)]) == 0
-    assert capsys.readouterr().out == f"{cli.DEFAULT_INSTRUCTION} 64 é\n"
+    assert capsys.readouterr().out == f"{DEFAULT_INSTRUCTION} 64 é\n"
 
 
 def test_eval_turns_its_options_into_configuration(
@@ -356,7 +357,7 @@ def test_checkpoints_have_names(
     monkeypatch.chdir(tmp_path)
     for folder in ("a/model", "odd=name"):
         Path(folder).mkdir(parents=True)
-    assert cli._named_checkpoints(given) == {name: Path(path) for name, path in named.items()}
+    assert commands._named_checkpoints(given) == {name: Path(path) for name, path in named.items()}
 
 
 @pytest.mark.parametrize(
