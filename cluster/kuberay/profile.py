@@ -129,7 +129,7 @@ class SecretConfig(Section):
     env: Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
     name: str
     key: str
-    pods: tuple[Literal["head", "learner", "rollout", "judge"], ...] = ("head", "judge")
+    pods: tuple[Literal["head", "learner", "rollout", "judge", "teacher"], ...] = ("head", "judge")
 
 
 class QueueConfig(Section):
@@ -203,6 +203,7 @@ class ClusterProfile(Section):
     learner: LearnerGroupConfig
     rollout: ElasticGroupConfig
     judge: ElasticGroupConfig
+    teacher: ElasticGroupConfig | None = None
     storage: StorageConfig
     mounts: tuple[MountConfig, ...] = ()
     secrets: tuple[SecretConfig, ...] = ()

@@ -8,12 +8,13 @@ from math import ceil
 from pathlib import PurePosixPath
 from typing import Any
 
+from cluster.assets import STARTER_ADAPTERS
 from cluster.kuberay.profile import ClusterProfile, PodConfig
 from speechsum.config import STARTER, RunConfig
 from speechsum.errors import UserError
 
 ROLES = ("learner", "rollout", "judge")
-SHIPPED_ADAPTERS = ("none", "aligned", "early")
+SHIPPED_ADAPTERS = ("none", "", *STARTER_ADAPTERS)
 
 
 def run_name(config: RunConfig) -> str:
@@ -26,18 +27,25 @@ def fitted(config: RunConfig, profile: ClusterProfile) -> RunConfig:
 
     Raises `UserError` where they do not fit there, or where a path of the recipe lies in no volume of the profile.
     """
+    if "teacher" in roles(config) and profile.teacher is None:
+        raise UserError("a stage of the recipe asks a teacher, for which the profile has no pods; add [teacher] to it")
     problems = [*_misfits(config, profile), *_paths_outside(config, profile)]
     if uses_starter(config) and profile.storage.bucket is not None:
         problems.append("the starter is assembled in a folder that all pods share, which a bucket is not; use a pvc")
     if problems:
         raise UserError("; ".join(problems))
-    placed = {role: getattr(config, role).model_copy(update={"resources": {role: 1.0}}) for role in ROLES}
+    placed = {role: getattr(config, role).model_copy(update={"resources": {role: 1.0}}) for role in roles(config)}
     return config.model_copy(update=placed)
+
+
+def roles(config: RunConfig) -> tuple[str, ...]:
+    """Whose actors the run starts, each role in a group of pods of its own."""
+    return (*ROLES, "teacher") if any("teacher" in stage.kind.scorers for stage in config.stage) else ROLES
 
 
 def pods_needed(config: RunConfig, profile: ClusterProfile) -> dict[str, int]:
     """How many pods of each group hold all actors of the recipe."""
-    return {role: ceil(_actors(config, role) / getattr(profile, role).per_pod) for role in ROLES}
+    return {role: ceil(_actors(config, role) / getattr(profile, role).per_pod) for role in roles(config)}
 
 
 def uses_starter(config: RunConfig) -> bool:
@@ -102,6 +110,8 @@ def _paths(config: RunConfig) -> dict[str, str]:
         paths["data.root"] = config.data.root
     if config.judge.kind == "likelihood":
         paths["judge.path"] = config.judge.path
+    if "teacher" in roles(config):
+        paths["teacher.path"] = config.teacher.path
     if config.model.adapter not in SHIPPED_ADAPTERS:
         paths["model.adapter"] = config.model.adapter
     return paths

@@ -41,6 +41,17 @@ def test_pods_are_counted_by_what_one_holds(gke) -> None:
     assert pods_needed(config, profile) == {"learner": 2, "rollout": 4, "judge": 2}
 
 
+def test_a_teacher_has_pods_of_its_own_or_no_run(gke) -> None:
+    taught = load_recipe(
+        QWEN, ["stage.grpo.loss.distill=0.1", "teacher.path=/models/teacher", "teacher.gpus_per_actor=1"]
+    )
+    with pytest.raises(UserError, match=r"asks a teacher, for which the profile has no pods; add \[teacher\]"):
+        fitted(taught, gke[1])
+    profile = gke[1].model_copy(update={"teacher": gke[1].rollout})
+    assert fitted(taught, profile).teacher.resources == {"teacher": 1.0}
+    assert pods_needed(taught, profile)["teacher"] == 1
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
