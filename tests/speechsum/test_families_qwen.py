@@ -186,8 +186,9 @@ def test_log_probs_are_those_of_transformers_own_forward(path, extractor):
     assert policy.audio_width == WIDTH
     samples = [sample(builder, states[0], [5, 3], "sum up", 0), sample(builder, states[1], [4], "what was said?", 1)]
     rows, audio = pack(samples, builder.end_id), torch.cat(states)
-    found, _ = policy(rows, audio, builder.audio_id, 1.0, 4)
-    deaf, _ = policy(rows, torch.zeros_like(audio), builder.audio_id, 1.0, 4)
+    nobody = torch.zeros(len(rows.targets), 0, dtype=torch.long)
+    found, _, _ = policy(rows, audio, builder.audio_id, nobody, 1.0, 4)
+    deaf, _, _ = policy(rows, torch.zeros_like(audio), builder.audio_id, nobody, 1.0, 4)
     expected = []
     for group, clip in zip(samples, clips, strict=True):
         for completion in group.completions:
