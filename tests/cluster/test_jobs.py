@@ -14,7 +14,7 @@ from cluster.job_client import connect, find, told
 from cluster.job_entry import LAST_LINE, main, told_exit_code
 from cluster.jobs import Follower, overview, status, stop
 from cluster.submit import GRACE, REVISION, RUN_DIR
-from speechsum import cli
+from speechsum import commands
 from speechsum.errors import RunError, StopAsked, UserError
 from tests.cluster.fake_jobs import FakeClient, FakeJob
 
@@ -250,7 +250,7 @@ def test_a_driver_says_how_it_ended(
             raise ending
         return 0
 
-    monkeypatch.setattr(cli, "_doctor", doctor)
+    monkeypatch.setattr(commands, "doctor", doctor)
     monkeypatch.setattr("cluster.job_entry.signal.signal", lambda number, handler: None)
     assert main(arguments) == code
     assert told_exit_code(capsys.readouterr().out) == code
