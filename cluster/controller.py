@@ -355,6 +355,7 @@ class Controller:
                 reward=reward.value if reward else None,
                 breakdown=reward.breakdown if reward else {},
                 judge_failure=_told(judgement) if isinstance(judgement, JudgeFailure) else "",
+                gate=reward.gate if reward else "",
                 advantage=None if reason else selection.advantages[sample],
                 pair=pair[0] if pair and not reason else None,
                 preferred=pair[1] if pair and not reason else None,

@@ -41,12 +41,15 @@ SCHEMA = pa.schema(
         pa.field("reward", pa.float64()),
         pa.field("breakdown", pa.string(), nullable=False),
         pa.field("judge_failure", pa.string(), nullable=False),
+        pa.field("gate", pa.string()),
         pa.field("advantage", pa.float64()),
         pa.field("pair", pa.int32()),
         pa.field("preferred", pa.bool_()),
     ]
 )
 """`breakdown` is a JSON object of numbers; `judge_failure` is "" or `kind: detail`.
+
+`gate` names the rule that turned a completion down before the judge saw it, or is ""; null in parts older than it.
 
 `pair` numbers the pairs of a prompt, and `preferred` says which side of it a trajectory is; null where it is on none.
 """
@@ -79,6 +82,7 @@ class LedgerRow:
     breakdown: dict[str, float]
     judge_failure: str
     advantage: float | None
+    gate: str = ""
     pair: int | None = None
     preferred: bool | None = None
 
@@ -95,7 +99,7 @@ class Ledger:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._rows_per_part = rows_per_part
         self._pending: list[LedgerRow] = []
-        self._next = 1 + max((_number(part) for part in _parts(self._folder)), default=-1)
+        self._next = 1 + max((_number(part) for part in part_files(self._folder)), default=-1)
 
     @property
     def parts(self) -> int:
@@ -104,7 +108,7 @@ class Ledger:
 
     def rewind(self, parts: int) -> None:
         """Remove all but the first `parts`, and what is pending."""
-        for part in _parts(self._folder):
+        for part in part_files(self._folder):
             if _number(part) >= parts:
                 part.unlink()
         self._next = parts
@@ -132,16 +136,19 @@ def read_ledger(folder: Path) -> pa.Table:
     trajectories = folder / FOLDER
     if not trajectories.is_dir():
         raise UserError(f"no {FOLDER} folder in {folder}; name the folder of a run")
-    tables = [SCHEMA.empty_table()]
-    for part in _parts(trajectories):
-        try:
-            tables.append(pq.read_table(part, schema=SCHEMA, partitioning=None))
-        except pa.ArrowException as error:
-            raise UserError(f"{part} cannot be read as a ledger part: {error}; move it away to read the rest") from None
-    return pa.concat_tables(tables)
+    return pa.concat_tables([SCHEMA.empty_table(), *map(read_part, part_files(trajectories))])
 
 
-def _parts(folder: Path) -> list[Path]:
+def read_part(part: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of one part, with all columns or some. Raises `UserError` if it is damaged, `OSError` if it is gone."""
+    try:
+        return pq.read_table(part, schema=SCHEMA, columns=columns, partitioning=None)
+    except pa.ArrowException as error:
+        raise UserError(f"{part} cannot be read as a ledger part: {error}; move it away to read the rest") from None
+
+
+def part_files(folder: Path) -> list[Path]:
+    """The complete parts in a folder of trajectories, in the order of writing; none where there is no folder."""
     return sorted((p for p in folder.glob("part-*.parquet") if p.stem[5:].isdigit()), key=_number)
 
 

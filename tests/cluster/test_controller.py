@@ -321,7 +321,10 @@ def random_judge(rng: Random, size: int, fails: int, equal: int) -> Judge:
     """Of ten groups `equal` get the same reward throughout, of ten other judgements `fails` do not happen."""
 
     def one() -> Judgement:
-        return JudgeFailure(FailureKind.TIMEOUT) if rng.randrange(10) < fails else Reward(float(rng.randrange(3)))
+        if rng.randrange(10) < fails:
+            return JudgeFailure(FailureKind.TIMEOUT)
+        value = float(rng.randrange(3))
+        return Reward(value, gate="" if value else "echo")
 
     return lambda _: rewards(*[1.0] * size) if rng.randrange(10) < equal else [one() for _ in range(size)]
 
@@ -765,6 +768,7 @@ def test_the_ledger_of_a_whole_run_holds_every_trajectory_once(tmp_path: Path) -
         judgement = ports.judgements[row["token_ids"][0]]
         assert row["reward"] == (judgement.value if isinstance(judgement, Reward) else None)
         assert row["judge_failure"] == ("timeout" if isinstance(judgement, JudgeFailure) else "")
+        assert row["gate"] == (judgement.gate if isinstance(judgement, Reward) else "")
     trained = {(row["epoch"], row["prompt_id"]): row["group_step"] for row in rows if row["group_step"]}
     assert set(trained) == set(ports.trained)
     assert Counter(trained.values()) == dict.fromkeys(range(1, 7), 3)

@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from speechsum import ledger as ledger_module
 from speechsum.errors import UserError
-from speechsum.ledger import SCHEMA, Ledger, LedgerRow, read_ledger
+from speechsum.ledger import SCHEMA, Ledger, LedgerRow, part_files, read_ledger, read_part
 
 
 def row(number: int = 0, **changes: Any) -> LedgerRow:
@@ -118,6 +119,16 @@ def test_a_failed_write_keeps_the_rows_and_leaves_no_part(tmp_path: Path, monkey
     assert parts(tmp_path) == []
     ledger.flush()
     assert read_ledger(tmp_path)["trajectory_id"].to_pylist() == ["t0"]
+
+
+def test_a_part_from_before_the_gate_column_reads_with_null_gates(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.record([row(0, reward=0.0, gate="echo"), row(1)])
+    ledger.flush()
+    (part,) = part_files(tmp_path / "trajectories")
+    assert read_part(part, ["sample", "gate"]).to_pylist() == [{"sample": 0, "gate": "echo"}, {"sample": 1, "gate": ""}]
+    pq.write_table(read_part(part).drop_columns(["gate"]), part)
+    assert read_ledger(tmp_path)["gate"].to_pylist() == [None, None]
 
 
 def test_half_a_surrogate_pair_is_stored_as_a_question_mark(tmp_path: Path) -> None:
