@@ -19,7 +19,7 @@ from speechsum.pairs import Pair, read_pairs
 from speechsum.prompting import PromptBuilder, check_same_ids
 from speechsum.starter import model as starter
 from speechsum.starter.grammar import SUMMARY_REQUESTS
-from speechsum.starter.speech import synthesize
+from speechsum.starter.speech import set_folder, synthesize
 from speechsum.types import Prompt
 
 Say = Callable[[str], None]
@@ -213,7 +213,8 @@ def _speech(config: RunConfig, clips: int, seed: int, held_out: bool, say: Say, 
     speech = config.data.speech
     requests = tuple(r for r in speech.requests if r in SUMMARY_REQUESTS) if held_out else speech.requests
     side = "held-out" if held_out else "train"
-    folder = (cache or starter.default_cache()) / "speech" / f"{side}-{seed}-{clips}-{'-'.join(requests)}"
+    place = cache or starter.default_cache()
+    folder = set_folder(place, clips=clips, seed=seed, held_out=held_out, kinds=requests)
     try:
         return synthesize(
             folder, clips=clips, seed=seed, held_out=held_out, kinds=requests, workers=speech.workers,

@@ -29,6 +29,8 @@ from speechsum.starter.grammar import (
 LICENCE = "CC0-1.0"
 """The sentences come from this project's grammar and the voices from a program: nobody else has a right in them."""
 
+MANIFEST = "manifest.parquet"
+
 CLIPS_PER_BLOCK = 200
 """Clips spoken by one process before it ends. Fixed, not derived from the number of workers: espeak-ng's state drifts
 from clip to clip, so the blocks decide the bytes (see `voice`)."""
@@ -78,6 +80,11 @@ class _Clip:
     pitch: int
 
 
+def set_folder(cache: Path, *, clips: int, seed: int, held_out: bool, kinds: Sequence[str]) -> Path:
+    """Where below `cache` a run keeps the set of these arguments, `MANIFEST` and recordings in it."""
+    return cache / "speech" / f"{'held-out' if held_out else 'train'}-{seed}-{clips}-{'-'.join(kinds)}"
+
+
 def synthesize(
     out_dir: Path,
     *,
@@ -97,7 +104,7 @@ def synthesize(
     """
     order = _Order(clips, seed, held_out, SUMMARY_REQUESTS if kinds is None else tuple(kinds))
     _check(order, workers)
-    manifest = out_dir / "manifest.parquet"
+    manifest = out_dir / MANIFEST
     if _is_finished(manifest, order):
         return manifest
     manifest.unlink(missing_ok=True)
