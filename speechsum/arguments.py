@@ -27,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_judge(subparsers)
     _add_summarize(subparsers)
     _add_k8s(subparsers)
+    _add_dashboard(subparsers)
     bench = subparsers.add_parser("bench", help="measure the parts: rollout speed, weight sync, prompt-once")
     bench.add_argument("--run-dir", type=Path, metavar="D", help="a run whose summary.json gets the figures")
     bench.add_argument("--only", metavar="NAME", help="run one benchmark")
@@ -162,6 +163,23 @@ def _add_k8s(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _add_override(render)
     render.add_argument("--out", default="-", metavar="DIR", help="folder for a file each (default: all to stdout)")
     render.set_defaults(command=commands.k8s_render)
+
+
+def _add_dashboard(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    dashboard = subparsers.add_parser("dashboard", help="a page of runs, live: curves, summaries side by side, audio")
+    dashboard.add_argument(
+        "runs", type=Path, nargs="*", default=[Path("runs")], metavar="RUN",
+        help="run folders, or folders of them (default: runs)",
+    )  # fmt: skip
+    dashboard.add_argument(
+        "--host", default="127.0.0.1", metavar="H", help="address to listen on (default: this machine's own)"
+    )
+    dashboard.add_argument(
+        "--port", type=_count, default=8280, metavar="P", help="0: any free one (default: %(default)s)"
+    )
+    dashboard.add_argument("--token", metavar="T", help="to be asked for (default: $SPEECHSUM_DASHBOARD_TOKEN)")
+    dashboard.set_defaults(command=commands.dashboard)
+    dashboard.set_defaults(asks=True)  # the server answers Ctrl-C itself, and nothing native runs that would not
 
 
 def _add_override(parser: argparse.ArgumentParser) -> None:

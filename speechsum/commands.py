@@ -316,6 +316,20 @@ def k8s_render(options: argparse.Namespace) -> int:
     return 0
 
 
+def dashboard(options: argparse.Namespace) -> int:
+    """`speechsum dashboard`."""
+    from cluster.dashboard.server import serve
+
+    token = options.token if options.token is not None else os.environ.get("SPEECHSUM_DASHBOARD_TOKEN", "")
+    with contextlib.suppress(KeyboardInterrupt):  # the way to end it
+        serve(options.runs, options.host, options.port, token, _write_line)
+    return 0
+
+
+def _write_line(text: str) -> None:
+    print(text, flush=True)
+
+
 def bench(options: argparse.Namespace) -> int:
     """`speechsum bench`."""
     if options.run_dir is not None:

@@ -39,6 +39,7 @@ COMMANDS = [
     "summarize",
     "k8s",
     "k8s render",
+    "dashboard",
     "bench",
 ]
 RECIPE = """
