@@ -2,7 +2,8 @@
 
 Whatever the far side does, `chat` returns: the text of the answer, or a `JudgeFailure` that says what went wrong.
 One call takes at most (retries + 1) time-outs and retries waits of `MAX_WAIT_S` once it holds a slot. It keeps its
-slot while it waits, so a server that asks for less load gets less.
+slot while it waits, so a server that asks for less load gets less. Two things spare a server that fails: a budget
+bounds the share of retries, and a circuit breaker stops calling it for a while when nothing gets through.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ import email.utils
 import json
 import os
 import random
+import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any
+from enum import Enum, StrEnum
+from typing import Any, TypeVar
 
 import httpx
 
@@ -23,11 +27,15 @@ from speechsum.config import EndpointConfig
 from speechsum.errors import UserError
 from speechsum.types import FailureKind, JudgeFailure
 
+T = TypeVar("T")
+Clock = Callable[[], float]
+
+MAX_TOKENS = 512
 MAX_BODY_BYTES = 1024 * 1024
 MAX_WAIT_S = 30.0
 FIRST_WAIT_S = 0.5
-DOWN_AFTER = 8
-"""Calls in a row that exhausted their retries; from then on one attempt each until one gets through."""
+RETRY_WINDOW_S = 60.0
+MAX_SERVED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +45,124 @@ class _Attempt:
     answer: str | JudgeFailure
     again: bool = False
     retry_after_s: float = 0.0
+    served: str = ""
+
+    @property
+    def limited(self) -> bool:
+        """Whether the server is up and asks for less."""
+        return isinstance(self.answer, JudgeFailure) and self.answer.kind is FailureKind.RATE_LIMITED
+
+    @property
+    def reached(self) -> bool:
+        """Whether a working server answered, whatever it said."""
+        return not self.again or self.limited
+
+
+class RetryBudget:
+    """Retries may be `share` of the requests of the last `RETRY_WINDOW_S`, or `floor` of them where that is more.
+
+    Without the floor nothing could be retried when a run begins; without the share a server that fails half of its
+    requests would get half as many again just when it can bear less.
+    """
+
+    def __init__(self, share: float, floor: int, clock: Clock) -> None:
+        self._share, self._floor, self._clock = share, floor, clock
+        self._requests: deque[float] = deque()
+        self._retries: deque[float] = deque()
+
+    def sent(self) -> None:
+        """Count a request that is no retry."""
+        self._requests.append(self._clock())
+
+    def take(self) -> bool:
+        """Whether one more retry may go out, counted if so."""
+        now = self._clock()
+        for times in (self._requests, self._retries):
+            while times and times[0] <= now - RETRY_WINDOW_S:
+                times.popleft()
+        retries = len(self._retries) + 1
+        if retries > max(self._floor, self._share * (len(self._requests) + retries)):
+            return False
+        self._retries.append(now)
+        return True
+
+
+class CircuitState(StrEnum):
+    """Closed: calls go out. Open: none does. Half-open: one does, and the rest wait for what becomes of it."""
+
+    CLOSED = "closed"
+    HALF_OPEN = "half_open"
+    OPEN = "open"
+
+
+OPENNESS = {CircuitState.CLOSED: 0.0, CircuitState.HALF_OPEN: 0.5, CircuitState.OPEN: 1.0}
+"""The states as the metric has them."""
+
+
+class Admission(Enum):
+    """What a circuit breaker says to a call."""
+
+    REFUSED = 0
+    FREE = 1
+    PROBE = 2
+
+
+class CircuitBreaker:
+    """After `after` calls in a row that reached no working server, none goes out for `cooldown_s` seconds.
+
+    Then one does, as a probe: a working server closes the circuit, anything else opens it for another cool-down.
+    """
+
+    def __init__(self, after: int, cooldown_s: float, clock: Clock) -> None:
+        self._after, self._cooldown_s, self._clock = after, cooldown_s, clock
+        self._failed_in_row = 0
+        self._open_until: float | None = None
+        self._probing = False
+        self.openings = 0
+
+    @property
+    def state(self) -> CircuitState:
+        """See `CircuitState`."""
+        if self._open_until is None:
+            return CircuitState.CLOSED
+        return CircuitState.OPEN if self._clock() < self._open_until else CircuitState.HALF_OPEN
+
+    def admit(self) -> Admission:
+        """Whether a call may go out now. One that was admitted has to `leave`."""
+        if self.state is CircuitState.CLOSED:
+            return Admission.FREE
+        if self.state is CircuitState.OPEN or self._probing:
+            return Admission.REFUSED
+        self._probing = True
+        return Admission.PROBE
+
+    def leave(self, admission: Admission, reached: bool | None) -> None:
+        """The end of a call: whether it reached a working server, or None where it was given up before it could say.
+
+        A call that went out before the circuit opened may close it by its success; its failure is no news.
+        """
+        if admission is Admission.PROBE:
+            self._probing = False
+        if reached:
+            self._failed_in_row, self._open_until = 0, None
+        elif reached is not None:
+            self._failed_in_row += 1
+            if admission is Admission.PROBE or (self._open_until is None and self._failed_in_row >= self._after):
+                self._open_until = self._clock() + self._cooldown_s
+                self.openings += 1
+
+    def refusal(self) -> JudgeFailure:
+        """What a call that was refused gives."""
+        left_s = max(0.0, (self._open_until or 0.0) - self._clock())
+        detail = f"{self._failed_in_row} calls in a row reached no working server; the next goes out in {left_s:.0f} s"
+        return JudgeFailure(FailureKind.CIRCUIT_OPEN, detail)
 
 
 class Endpoint:
-    """Client for `POST {url}/chat/completions`. `transport`, `sleep` and `jitter` (in [0, 1)) are injected by tests."""
+    """Client for `POST {url}/chat/completions`.
+
+    `transport`, `sleep`, `jitter` (in [0, 1)) and `clock` (in seconds) are injected by tests.
+    """
 
     def __init__(
         self,
@@ -49,6 +171,7 @@ class Endpoint:
         transport: httpx.AsyncBaseTransport | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
+        clock: Clock = time.monotonic,
     ) -> None:
         self._config = config
         self._url = _chat_url(config)
@@ -56,7 +179,11 @@ class Endpoint:
         self._sleep = sleep
         self._jitter = jitter
         self._slots = asyncio.Semaphore(config.concurrency)
-        self._failed_in_row = 0
+        # The floor lets all calls that are out together ride out a hiccup, once a window.
+        self._budget = RetryBudget(config.retry_share, config.retries * config.concurrency, clock)
+        self._circuit = CircuitBreaker(config.circuit_after, config.circuit_cooldown_s, clock)
+        self._requests = self._retries = self._retries_refused = 0
+        self._served: list[str] = []
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
@@ -76,24 +203,40 @@ class Endpoint:
         """The model's name as the endpoint knows it."""
         return self._config.model
 
+    @property
+    def served_models(self) -> tuple[str, ...]:
+        """What the endpoint said that it serves, in the order met; an alias such as `latest` shows its model here."""
+        return tuple(self._served)
+
+    def counts(self) -> dict[str, float]:
+        """Totals since the start, and the state of the circuit, by metric name."""
+        return {
+            "judge/requests": self._requests,
+            "judge/retries": self._retries,
+            "judge/retries_refused": self._retries_refused,
+            "judge/circuit_openings": self._circuit.openings,
+            "judge/circuit_state": OPENNESS[self._circuit.state],
+        }
+
     async def chat(
         self,
         messages: Sequence[dict[str, str]],
         *,
         json_schema: dict[str, Any] | None = None,
-        max_tokens: int = 512,
+        max_tokens: int = MAX_TOKENS,
     ) -> str | JudgeFailure:
         """The text of the first choice, greedily decoded and, with `json_schema`, constrained to it."""
         body = json.dumps(self._body(messages, json_schema, max_tokens)).encode("ascii")
         async with self._slots:
-            attempts = 1 if self._failed_in_row >= DOWN_AFTER else 1 + self._config.retries
-            for attempt in range(attempts):
-                outcome = await self._attempt(body)
-                if not outcome.again or attempt + 1 == attempts:
-                    break
-                await self._sleep(self._wait_s(attempt, outcome.retry_after_s))
-        limited = isinstance(outcome.answer, JudgeFailure) and outcome.answer.kind is FailureKind.RATE_LIMITED
-        self._failed_in_row = self._failed_in_row + 1 if outcome.again and not limited else 0
+            admission = self._circuit.admit()
+            if admission is Admission.REFUSED:
+                return self._circuit.refusal()
+            reached: bool | None = None
+            try:
+                outcome = await self._attempts(body, 0 if admission is Admission.PROBE else self._config.retries)
+                reached = outcome.reached
+            finally:
+                self._circuit.leave(admission, reached)
         return outcome.answer
 
     async def close(self) -> None:
@@ -103,19 +246,43 @@ class Endpoint:
     def _body(
         self, messages: Sequence[dict[str, str]], json_schema: dict[str, Any] | None, max_tokens: int
     ) -> dict[str, Any]:
-        body: dict[str, Any] = {
-            "model": self.model,
-            "messages": list(messages),
-            "max_tokens": max_tokens,
-            "temperature": 0.0,
-        }
+        return {"model": self.model, "messages": list(messages), **self.decoding(json_schema, max_tokens)}
+
+    @staticmethod
+    def decoding(json_schema: dict[str, Any] | None = None, max_tokens: int = MAX_TOKENS) -> dict[str, Any]:
+        """How an answer is decoded: what is sent beside model and messages, and what a cache has to tell apart."""
+        settings: dict[str, Any] = {"max_tokens": max_tokens, "temperature": 0.0}
         if json_schema is not None:
             schema = {"name": "judgement", "schema": json_schema, "strict": True}
-            body["response_format"] = {"type": "json_schema", "json_schema": schema}
-        return body
+            settings["response_format"] = {"type": "json_schema", "json_schema": schema}
+        return settings
+
+    async def _attempts(self, body: bytes, retries: int) -> _Attempt:
+        """Exchanges until one is final, the retries or their budget are spent, or the circuit has opened meanwhile."""
+        self._budget.sent()
+        outcome = await self._attempt(body)
+        for attempt in range(retries):
+            if not outcome.again or not self._may_retry(outcome):
+                break
+            await self._sleep(self._wait_s(attempt, outcome.retry_after_s))
+            if self._circuit.state is not CircuitState.CLOSED:
+                break
+            self._retries += 1
+            outcome = await self._attempt(body)
+        if outcome.served and outcome.served not in self._served and len(self._served) < MAX_SERVED:
+            self._served.append(outcome.served)
+        return outcome
+
+    def _may_retry(self, outcome: _Attempt) -> bool:
+        """A 429 costs no budget: the server asks for a later retry, and the slot that is held until then obeys it."""
+        if outcome.limited or self._budget.take():
+            return True
+        self._retries_refused += 1
+        return False
 
     async def _attempt(self, body: bytes) -> _Attempt:
         """One exchange. The deadline is over all of it: httpx's own time-out restarts with every byte received."""
+        self._requests += 1
         try:
             async with asyncio.timeout(self._config.timeout_s):
                 async with self._client.stream("POST", self._url, content=body) as response:
@@ -130,7 +297,10 @@ class Endpoint:
             return self._refused_by_status(response, data)
         if cut:
             return _Attempt(JudgeFailure(FailureKind.TOO_LARGE, f"body of more than {MAX_BODY_BYTES} bytes"))
-        return _Attempt(_first_choice(data))
+        payload = _payload(data)
+        if isinstance(payload, JudgeFailure):
+            return _Attempt(payload)
+        return _Attempt(_first_choice(payload), served=_served_model(payload))
 
     def _refused_by_status(self, response: httpx.Response, data: bytes) -> _Attempt:
         status = response.status_code
@@ -151,6 +321,33 @@ class Endpoint:
         return text.replace(self._key, "***") if self._key else text
 
 
+class EndpointThread:
+    """An endpoint for code that is not asynchronous: its event loop lives in a thread of its own.
+
+    Connections belong to a loop and are worth keeping between calls. `run` may be called from any thread, several at
+    a time, or from inside another loop.
+    """
+
+    def __init__(self, endpoint: Endpoint, name: str) -> None:
+        self.endpoint = endpoint
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for `work`, done on the endpoint's loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def close(self) -> None:
+        """Release connections and thread. Safe to call twice."""
+        if self._loop.is_closed():
+            return
+        self.run(self.endpoint.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
 async def _bounded(response: httpx.Response) -> tuple[bytes, bool]:
     """The body up to the limit, and whether there was more. Raw bytes: nothing compressed is expanded here."""
     data = bytearray()
@@ -161,14 +358,25 @@ async def _bounded(response: httpx.Response) -> tuple[bytes, bool]:
     return bytes(data), False
 
 
-def _first_choice(data: bytes) -> str | JudgeFailure:
-    """The answer's text out of a chat completion."""
+def _payload(data: bytes) -> dict[str, Any] | JudgeFailure:
+    """The body of an answer as the JSON object that it should be."""
     try:
         payload = json.loads(data)
     except (ValueError, RecursionError) as error:
         return JudgeFailure(FailureKind.INVALID_JSON, f"body is not JSON ({type(error).__name__})")
     if not isinstance(payload, dict):
         return JudgeFailure(FailureKind.INVALID_JSON, "body is not a JSON object")
+    return payload
+
+
+def _served_model(payload: dict[str, Any]) -> str:
+    """The name that the answer gives its model, cut to what fits a row; empty where it gives none."""
+    name = payload.get("model")
+    return name.encode("utf-8", "replace").decode("utf-8")[:120] if isinstance(name, str) else ""
+
+
+def _first_choice(payload: dict[str, Any]) -> str | JudgeFailure:
+    """The answer's text out of a chat completion."""
     choices = payload.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         return JudgeFailure(FailureKind.MISSING_FIELD, "no choices in the body")

@@ -134,14 +134,29 @@ class RolloutConfig(Section):
 
 
 class EndpointConfig(Section):
-    """An OpenAI-compatible endpoint. The key is read from the environment variable `api_key_env`, never stored."""
+    """An OpenAI-compatible endpoint. The key is read from the environment variable `api_key_env`, never stored.
+
+    `revision` says what the model's name does not, such as the commit of the weights that a server of your own calls
+    `judge`: scores compare, and the cache answers, only within one. Within a minute at most `retry_share` of the
+    requests are retries (and at least `retries * concurrency` may be). After `circuit_after` calls in a row that
+    reached no working server all calls fail at once for `circuit_cooldown_s` seconds; then one goes out to see.
+    """
 
     url: str = ""
     model: str = ""
+    revision: str = ""
     api_key_env: str = "SPEECHSUM_JUDGE_API_KEY"
     timeout_s: Annotated[float, Field(gt=0)] = 60.0
     retries: Annotated[int, Field(ge=0)] = 2
+    retry_share: Fraction = 0.2
     concurrency: Positive = 16
+    circuit_after: Positive = 8
+    circuit_cooldown_s: Annotated[float, Field(gt=0)] = 30.0
+
+    @property
+    def revised_model(self) -> str:
+        """The model's name with its revision, as a judge's version has them."""
+        return f"{self.model}@{self.revision}" if self.revision else self.model
 
 
 class JudgeConfig(Section):

@@ -114,6 +114,7 @@ class FailureKind(StrEnum):
     UNREACHABLE = "unreachable"
     HTTP_ERROR = "http_error"
     RATE_LIMITED = "rate_limited"
+    CIRCUIT_OPEN = "circuit_open"
     INVALID_JSON = "invalid_json"
     MISSING_FIELD = "missing_field"
     OUT_OF_RANGE = "out_of_range"

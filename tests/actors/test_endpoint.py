@@ -14,7 +14,16 @@ from typing import Any
 
 import pytest
 
-from actors.endpoint import DOWN_AFTER, MAX_BODY_BYTES, MAX_WAIT_S, Endpoint
+from actors.endpoint import (
+    MAX_BODY_BYTES,
+    MAX_WAIT_S,
+    RETRY_WINDOW_S,
+    Admission,
+    CircuitBreaker,
+    CircuitState,
+    Endpoint,
+    RetryBudget,
+)
 from speechsum.config import EndpointConfig
 from speechsum.errors import UserError
 from speechsum.types import FailureKind, JudgeFailure
@@ -138,20 +147,36 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., FakeServer]
 class Asked:
     answers: list[str | JudgeFailure]
     waits: list[float]
+    counts: dict[str, float] = field(default_factory=dict)
+    served: tuple[str, ...] = ()
 
 
-def ask(url: str, times: int = 1, together: int = 1, jitter: float = 1.0, **settings: Any) -> Asked:
-    """Ask `times` rounds of `together` questions on one endpoint; back-off is recorded, not slept."""
+class FakeClock:
+    """Stands still unless told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def ask(
+    url: str, times: int = 1, together: int = 1, jitter: float = 1.0, between_s: float = 0.0, **settings: Any
+) -> Asked:
+    """Ask `times` rounds of `together` questions on one endpoint, `between_s` apart; no wait is really slept."""
     config = EndpointConfig(**({"url": url, "model": "m", "timeout_s": 30.0, "retries": 2} | settings))
-    asked = Asked([], [])
+    asked, clock = Asked([], []), FakeClock()
 
     async def sleep(seconds: float) -> None:
         asked.waits.append(seconds)
 
     async def run() -> None:
-        endpoint = Endpoint(config, sleep=sleep, jitter=lambda: jitter)
+        endpoint = Endpoint(config, sleep=sleep, jitter=lambda: jitter, clock=clock)
         for _ in range(times):
             asked.answers += await asyncio.gather(*(endpoint.chat(MESSAGES) for _ in range(together)))
+            clock.now += between_s
+        asked.counts, asked.served = endpoint.counts(), endpoint.served_models
         await endpoint.close()
 
     asyncio.run(run())
@@ -281,12 +306,146 @@ def test_concurrency_is_bounded(serve: Callable[..., FakeServer]) -> None:
     assert server.peak == 3
 
 
-def test_an_endpoint_that_is_down_gets_one_attempt_until_it_is_back(serve: Callable[..., FakeServer]) -> None:
-    server = serve(*[Reply(500)] * (2 * DOWN_AFTER + 1), says("back"), Reply(500))
-    asked = ask(server.url, times=DOWN_AFTER + 3, retries=1)
-    assert asked.answers[DOWN_AFTER + 1] == "back"
-    # two each until it counts as down, then one, one that succeeds, and two again
-    assert len(server.requests) == 2 * DOWN_AFTER + 1 + 1 + 2
+def test_an_endpoint_that_is_down_is_left_alone_until_a_probe_gets_through(serve: Callable[..., FakeServer]) -> None:
+    server = serve(*[Reply(500)] * 6, Reply(500), says("back"), says("ok"))
+    down = {"retries": 1, "circuit_after": 3, "circuit_cooldown_s": 10.0}
+    # two attempts for each of three calls, then nothing for 10 s, a probe that fails, nothing again, one that succeeds
+    asked = ask(server.url, times=10, between_s=4.0, **down)
+    kinds = [answer if isinstance(answer, str) else answer.kind.value for answer in asked.answers]
+    assert kinds == ["http_error"] * 3 + ["circuit_open"] * 2 + ["http_error"] + ["circuit_open"] * 2 + ["back", "ok"]
+    assert len(server.requests) == 3 * 2 + 1 + 1 + 1
+    assert asked.counts == {
+        "judge/requests": 9.0,
+        "judge/retries": 3.0,
+        "judge/retries_refused": 0.0,
+        "judge/circuit_openings": 2.0,
+        "judge/circuit_state": 0.0,
+    }
+    refused = asked.answers[3]
+    assert str(refused).endswith("3 calls in a row reached no working server; the next goes out in 6 s')")
+
+
+def test_one_probe_goes_out_while_the_rest_fail_at_once(serve: Callable[..., FakeServer]) -> None:
+    server = serve(*[Reply(drop=True)] * 5, says("back"))
+    asked = ask(server.url, times=2, together=5, between_s=60.0, retries=0, circuit_after=5)
+    assert [kind(answer) for answer in asked.answers[:5]] == [FailureKind.UNREACHABLE] * 5
+    assert asked.answers[5] == "back"
+    assert [kind(answer) for answer in asked.answers[6:]] == [FailureKind.CIRCUIT_OPEN] * 4
+    assert len(server.requests) == 6
+
+
+@pytest.mark.parametrize("reply", [Reply(400), Reply(429), says(""), Reply(body=b"<html>")])
+def test_a_server_that_answers_keeps_the_circuit_closed(serve: Callable[..., FakeServer], reply: Reply) -> None:
+    server = serve(Reply(500), reply)
+    asked = ask(server.url, times=6, retries=0, circuit_after=2)
+    assert len(server.requests) == 6
+    assert asked.counts["judge/circuit_openings"] == 0.0
+
+
+def test_a_call_that_waits_to_retry_sees_that_the_circuit_has_opened(serve: Callable[..., FakeServer]) -> None:
+    server = serve(Reply(500))
+    config = EndpointConfig(url=server.url, model="m", retries=1, concurrency=2, circuit_after=1)
+
+    async def run() -> str | JudgeFailure:
+        first_waits, opened = asyncio.Event(), asyncio.Event()
+
+        async def sleep(_: float) -> None:
+            if not first_waits.is_set():
+                first_waits.set()
+                await opened.wait()
+
+        endpoint = Endpoint(config, sleep=sleep)
+        first = asyncio.ensure_future(endpoint.chat(MESSAGES))
+        await first_waits.wait()
+        await endpoint.chat(MESSAGES)  # two attempts, and the circuit opens
+        opened.set()
+        answer = await first
+        await endpoint.close()
+        return answer
+
+    assert kind(asyncio.run(run())) is FailureKind.HTTP_ERROR
+    assert len(server.requests) == 1 + 2
+
+
+def test_retries_stop_at_their_share_of_the_requests(serve: Callable[..., FakeServer]) -> None:
+    server = serve(*[Reply(500), Reply(500), says("ok")] * 100)
+    asked = ask(server.url, times=30, retries=1, concurrency=1, circuit_after=1000, retry_share=0.2)
+    # the floor is one retry; 20 % of requests lets the second through as the tenth request
+    assert asked.counts["judge/requests"] == len(server.requests)
+    assert asked.counts["judge/retries"] == 7.0
+    assert asked.counts["judge/retries"] / asked.counts["judge/requests"] <= 0.2
+    assert asked.counts["judge/retries_refused"] > 0
+
+
+def test_a_retry_that_the_server_asks_for_costs_no_budget(serve: Callable[..., FakeServer]) -> None:
+    server = serve(*[Reply(429, headers={"Retry-After": "1"}), says("ok")] * 20)
+    asked = ask(server.url, times=20, retries=1, concurrency=1, retry_share=0.0)
+    assert asked.answers == ["ok"] * 20
+    assert (asked.counts["judge/retries"], asked.counts["judge/retries_refused"]) == (20.0, 0.0)
+
+
+def test_the_retry_budget_by_hand() -> None:
+    clock = FakeClock()
+    budget = RetryBudget(0.2, 1, clock)
+    budget.sent()
+    assert [budget.take(), budget.take()] == [True, False]  # the floor of one
+    for _ in range(7):
+        budget.sent()
+    assert [budget.take(), budget.take()] == [True, False]  # 2 of 10; a third would be 3 of 11
+    clock.now += RETRY_WINDOW_S
+    assert [budget.take(), budget.take()] == [True, False]  # all of that is forgotten
+
+
+def test_the_circuit_by_hand() -> None:
+    clock = FakeClock()
+    circuit = CircuitBreaker(2, 10.0, clock)
+    early = circuit.admit()
+    for reached in (False, True, False, None):  # a success starts the row anew, and what was given up says nothing
+        circuit.leave(circuit.admit(), reached)
+    assert circuit.state is CircuitState.CLOSED
+    circuit.leave(circuit.admit(), False)
+    assert (circuit.state, circuit.admit()) == (CircuitState.OPEN, Admission.REFUSED)
+    clock.now += 9.0
+    circuit.leave(early, False)  # a call from before is no news, and does not begin the cool-down again
+    clock.now += 1.0
+    assert circuit.state is CircuitState.HALF_OPEN
+    assert [circuit.admit(), circuit.admit()] == [Admission.PROBE, Admission.REFUSED]
+    circuit.leave(Admission.PROBE, None)  # a probe that was given up lets another go
+    assert circuit.admit() is Admission.PROBE
+    circuit.leave(Admission.PROBE, False)
+    assert (circuit.state, circuit.openings) == (CircuitState.OPEN, 2)
+    circuit.leave(early, True)  # whoever reached a working server knows better
+    assert (circuit.state, circuit.admit()) == (CircuitState.CLOSED, Admission.FREE)
+
+
+def test_a_call_that_is_given_up_frees_slot_and_probe(serve: Callable[..., FakeServer]) -> None:
+    server = serve(Reply(500), Reply(hang=True), says("back"))
+    clock = FakeClock()
+    config = EndpointConfig(url=server.url, model="m", retries=0, concurrency=1, circuit_after=1)
+
+    async def run() -> list[str | JudgeFailure]:
+        endpoint = Endpoint(config, clock=clock)
+        answers = [await endpoint.chat(MESSAGES)]
+        clock.now += 30.0
+        probe = asyncio.ensure_future(endpoint.chat(MESSAGES))
+        while len(server.requests) < 2:
+            await asyncio.sleep(0.001)
+        probe.cancel()
+        await asyncio.gather(probe, return_exceptions=True)
+        answers.append(await endpoint.chat(MESSAGES))
+        await endpoint.close()
+        return answers
+
+    failed, back = asyncio.run(run())
+    assert (kind(failed), back) == (FailureKind.HTTP_ERROR, "back")
+
+
+def test_what_the_endpoint_says_it_serves_is_kept(serve: Callable[..., FakeServer]) -> None:
+    def named(name: object) -> Reply:
+        return Reply(body=json.dumps(json.loads(says("ok").body) | {"model": name}).encode())
+
+    server = serve(named("m-2026-01"), named("m-2026-01"), named(7), says("ok"), named("m-2026-11"))
+    assert ask(server.url, times=5).served == ("m-2026-01", "m-2026-11")
 
 
 def test_the_key_is_never_repeated(serve: Callable[..., FakeServer], monkeypatch: pytest.MonkeyPatch) -> None:
