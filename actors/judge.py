@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import ray
 from ray.util.metrics import Counter, Gauge
 
 from speechsum.config import JudgeConfig
 from speechsum.errors import UserError
+from speechsum.metrics import describe
 from speechsum.types import JudgeFailure, Judgement, JudgeTask, ScoredGroup, TrajectoryGroup
 
 
@@ -27,17 +29,50 @@ class Judge(Protocol):
         """Release what the judge holds. Safe to call twice."""
 
 
+@runtime_checkable
+class Observed(Protocol):
+    """What a judge can tell of itself besides, if it asks an endpoint or a cache."""
+
+    @property
+    def served_models(self) -> tuple[str, ...]:
+        """What the endpoint said that it serves, so far."""
+
+    def counts(self) -> dict[str, float]:
+        """Totals since the start, by metric name."""
+
+
 def make_judge(config: JudgeConfig, path: str | None) -> Judge:
-    """The judge that `config.kind` names; `path` is the checkpoint folder, which only `likelihood` needs."""
+    """The judge that `config.kind` names; `path` is the checkpoint folder, which only `likelihood` needs.
+
+    With `config.cache` it asks nothing twice. Raises `UserError` for what the configuration lacks, the cache first:
+    a file that cannot be used is told before a model loads.
+    """
+    if not config.cache:
+        return _uncached(config, path)[0]
+    from actors.judge_cache import CachedJudge, JudgementCache, checkpoint_digest
+
+    cache = JudgementCache(config.cache)
+    judge, settings = _uncached(config, path)
+    if config.kind == "likelihood":
+        assert path is not None
+        settings = {"checkpoint": checkpoint_digest(Path(path))}
+    return CachedJudge(judge, cache, settings)
+
+
+def _uncached(config: JudgeConfig, path: str | None) -> tuple[Judge, dict[str, Any]]:
+    """The judge, and how it decodes."""
     if config.kind == "likelihood":
         if path is None:
             raise UserError("judge.kind = 'likelihood' needs a causal language model; set judge.path")
         from actors.likelihood_judge import LikelihoodJudge
 
-        return LikelihoodJudge.load(path, config.engine)
+        return LikelihoodJudge.load(path, config.engine), {}
     from actors.rubric_judge import LexicalJudge, RubricJudge
 
-    return RubricJudge(config.endpoint) if config.kind == "rubric" else LexicalJudge()
+    if config.kind == "lexical":
+        return LexicalJudge(), {}
+    judge = RubricJudge(config.endpoint)
+    return judge, judge.decoding
 
 
 def tasks_of(group: TrajectoryGroup) -> list[JudgeTask]:
@@ -59,7 +94,7 @@ class JudgeActor:
 
     def __init__(self, config: JudgeConfig, path: str | None, *, index: int = 0) -> None:
         self._judge = make_judge(config, path)
-        self._published = _Metrics(self._judge.name, index)
+        self._published = _Metrics(self._judge, index)
         self._totals = {"judge/scored": 0.0, "judge/failures": 0.0, "judge/gated": 0.0, "judge/score_s": 0.0}
 
     def ready(self) -> str:
@@ -86,11 +121,14 @@ class JudgeActor:
 
     def metrics(self) -> dict[str, float]:
         """Totals since the start, under the names that the run's metrics use; failures also by kind."""
-        return dict(self._totals)
+        return self._totals | self._counts()
 
     def close(self) -> None:
         """Release the judge before the actor is."""
         self._judge.close()
+
+    def _counts(self) -> dict[str, float]:
+        return self._judge.counts() if isinstance(self._judge, Observed) else {}
 
     def _count(self, judgements: Sequence[Judgement], seconds: float) -> None:
         t = self._totals
@@ -104,23 +142,29 @@ class JudgeActor:
                 t[kind] = t.get(kind, 0.0) + 1
             elif judgement.gate:
                 t["judge/gated"] += 1
-        self._published.update(judgements, seconds)
+        self._published.update(judgements, seconds, self._counts())
+
+
+NOT_SUMS = frozenset({"judge/cache_hit_share", "judge/circuit_state"})
 
 
 class _Metrics:
     """Ray metrics of one judge actor; counters gain `_total` when scraped."""
 
-    def __init__(self, name: str, index: int) -> None:
-        tags = {"actor": str(index), "judge": name}
-        self._scored = Counter("speechsum_judge_scored", "Summaries judged, failures included.", tuple(tags))
+    def __init__(self, judge: Judge, index: int) -> None:
+        self._tags = {"actor": str(index), "judge": judge.name, "version": judge.version}
+        tags = tuple(self._tags)
+        self._scored = Counter("speechsum_judge_scored", "Summaries judged, failures included.", tags)
         self._failures = Counter("speechsum_judge_failures", "Judgements that failed, by kind.", (*tags, "kind"))
         self._gated = Counter("speechsum_judge_gated", "Summaries stopped by a gate, by gate.", (*tags, "gate"))
-        self._latency = Gauge("speechsum_judge_latency_seconds", "Duration of the last call, in seconds.", tuple(tags))
+        self._latency = Gauge("speechsum_judge_latency_seconds", "Duration of the last call, in seconds.", tags)
         for metric in (self._scored, self._failures, self._gated, self._latency):
-            metric.set_default_tags(tags)
+            metric.set_default_tags(self._tags)
+        self._observed: dict[str, Counter | Gauge] = {}
+        self._seen: dict[str, float] = {}
 
-    def update(self, judgements: Sequence[Judgement], seconds: float) -> None:
-        """Publish one call."""
+    def update(self, judgements: Sequence[Judgement], seconds: float, counts: dict[str, float]) -> None:
+        """Publish one call, and what has changed in `counts` since the last."""
         self._latency.set(seconds)
         if judgements:
             self._scored.inc(len(judgements))
@@ -129,3 +173,18 @@ class _Metrics:
                 self._failures.inc(1, {"kind": judgement.kind.value})
             elif judgement.gate:
                 self._gated.inc(1, {"gate": judgement.gate})
+        for name, count in counts.items():
+            self._publish(name, count)
+
+    def _publish(self, name: str, count: float) -> None:
+        """`judge/cache_hits` as `speechsum_judge_cache_hits`."""
+        if name not in self._observed:
+            kind = Gauge if name in NOT_SUMS else Counter
+            self._observed[name] = kind(f"speechsum_{name.replace('/', '_')}", describe(name).text, tuple(self._tags))
+            self._observed[name].set_default_tags(self._tags)
+        metric = self._observed[name]
+        if isinstance(metric, Gauge):
+            metric.set(count)
+        elif count > self._seen.get(name, 0.0):
+            metric.inc(count - self._seen.get(name, 0.0))
+            self._seen[name] = count

@@ -162,6 +162,8 @@ class EndpointConfig(Section):
 class JudgeConfig(Section):
     """Who scores. `likelihood` needs any small causal LM (`path`), `rubric` an endpoint.
 
+    `cache` is a file on the disk of each machine that judges, such as `"~/.cache/speechsum/judgements.sqlite"`: what
+    was judged once is not asked again, in later runs too. Empty, nothing is kept.
     Above `max_failure_share` of failed judgements in `failure_window` the run stops with the reason.
     """
 
@@ -172,6 +174,7 @@ class JudgeConfig(Section):
     resources: Resources = Field(default_factory=dict)
     endpoint: EndpointConfig = EndpointConfig()
     engine: EngineConfig = EngineConfig()
+    cache: str = ""
     max_failure_share: Fraction = 0.2
     failure_window: Positive = 200
 
@@ -179,6 +182,15 @@ class JudgeConfig(Section):
     def _rubric_has_an_endpoint(self) -> Self:
         if self.kind == "rubric" and not (self.endpoint.url and self.endpoint.model):
             raise ValueError("judge.kind = 'rubric' needs judge.endpoint.url and judge.endpoint.model")
+        return self
+
+    @model_validator(mode="after")
+    def _cache_is_the_same_file_for_every_actor(self) -> Self:
+        if self.cache and not self.cache.startswith(("/", "~/")):
+            raise ValueError(
+                f"judge.cache = {self.cache!r} depends on the folder a process was started in; "
+                "write a path that begins with / or ~/"
+            )
         return self
 
 
