@@ -190,7 +190,7 @@ def _opened(path: Path) -> sqlite3.Connection:
             db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
     except (sqlite3.Error, OSError) as error:
-        raise UserError(f"judge.cache = {str(path)!r} cannot be used ({error}); name another file, or \"\"") from None
+        raise UserError(f'judge.cache = {str(path)!r} cannot be used ({error}); name another file, or ""') from None
     return db
 
 

@@ -51,7 +51,9 @@ METRICS: dict[str, Metric] = {
     "judge/retries_refused": Metric("", "retries not sent because judge.endpoint.retry_share was spent"),
     "judge/circuit_openings": Metric("", "times an actor stopped calling its endpoint, as nothing got through"),
     "judge/circuit_state": Metric("", "whether an actor calls its endpoint: 0 yes, 0.5 one call to see, 1 no"),
-    "judge/cache_hits": Metric("judgements", "judgements an actor gave without asking its judge, thanks to judge.cache, since it started"),
+    "judge/cache_hits": Metric(
+        "judgements", "judgements an actor found in judge.cache, or had just made, since it started"
+    ),
     "judge/cache_misses": Metric("judgements", "judgements it had to ask for"),
     "judge/cache_hit_share": Metric("", "share of judgements that needed no asking"),
     "judge/cache_errors": Metric("", "reads and writes of judge.cache that failed since the actor started"),

@@ -1,4 +1,4 @@
-"""Judgements by content: what is kept, what tells two judges apart, several processes on one file, a file that fails."""
+"""Judgements by content: what is kept, what tells two judges apart, several processes on one file, one that fails."""
 
 import json
 import sqlite3
