@@ -15,7 +15,7 @@ from cluster.dashboard import server
 from cluster.dashboard.guard import check_token, is_loopback
 from cluster.dashboard.library import RunLibrary
 from cluster.dashboard.server import PAGE, build_app
-from speechsum import cli
+from speechsum import cli, commands
 from speechsum.errors import UserError
 from speechsum.metrics import METRICS
 from tests.cluster.fake_runs import INJECTED, append, figures, make_run, sample_row, write_data
@@ -213,7 +213,7 @@ def test_the_command_serves_until_it_is_told_to_stop(
             up.set()
 
     monkeypatch.setattr(server.uvicorn, "Server", Watched)
-    monkeypatch.setattr(cli, "_write_line", said.append)
+    monkeypatch.setattr(commands, "_write_line", said.append)
     codes: list[int] = []
     arguments = ["dashboard", str(tmp_path / "runs"), "--port", "0"]
     thread = threading.Thread(target=lambda: codes.append(cli.main(arguments)))
