@@ -23,7 +23,7 @@ from speechsum.starter.speech import set_folder, synthesize
 from speechsum.types import Prompt
 
 Say = Callable[[str], None]
-STARTER_ADAPTERS = ("aligned", "early", "teacher")
+STARTER_ADAPTERS = ("aligned", "early", "terse", "teacher")
 EVAL_SEED_OFFSET = 1_000_003  # evaluation speech never shares a seed with training speech
 
 
@@ -214,10 +214,11 @@ def _speech(config: RunConfig, clips: int, seed: int, held_out: bool, say: Say, 
     requests = tuple(r for r in speech.requests if r in SUMMARY_REQUESTS) if held_out else speech.requests
     side = "held-out" if held_out else "train"
     place = cache or starter.default_cache()
-    folder = set_folder(place, clips=clips, seed=seed, held_out=held_out, kinds=requests)
+    terse = 0.0 if held_out else speech.terse
+    folder = set_folder(place, clips=clips, seed=seed, held_out=held_out, kinds=requests, terse=terse)
     try:
         return synthesize(
-            folder, clips=clips, seed=seed, held_out=held_out, kinds=requests, workers=speech.workers,
+            folder, clips=clips, seed=seed, held_out=held_out, kinds=requests, terse=terse, workers=speech.workers,
             progress=lambda done, total: say(f"speaking the {side} clips: {done} of {total}"),
         )  # fmt: skip
     except ValueError as error:

@@ -10,6 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ from speechsum.types import AudioRef, Completion, PushMode, SamplingParams, Trai
 
 REPEATS = 3
 ROLLOUT_PROMPTS = 8
-ROLLOUT_TOKENS = 48
+ROLLOUT_TOKENS = 24  # a summary of the starter is that long
+WARM_UP_TOKENS = 4
 PROMPT_ONCE_GROUP = 8
 PROMPT_ONCE_AUDIO_S = 30
 PROMPT_ONCE_TOKENS = 48
@@ -83,6 +85,7 @@ def bench_rollout(config: RunConfig) -> dict[str, float]:
     config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"actors": 1})})
     group = max(s.group_size for s in config.stage)
     sampling = SamplingParams(n=group, temperature=1.0, max_tokens=ROLLOUT_TOKENS, seed=1)
+    warm_up = replace(sampling, max_tokens=WARM_UP_TOKENS)
     pool = RolloutPool(config, checkpoint)
     options = {"num_cpus": 0, "num_gpus": config.rollout.gpus_per_actor,
                "runtime_env": environment(config.rollout.engine.threads)}  # fmt: skip
@@ -93,14 +96,14 @@ def bench_rollout(config: RunConfig) -> dict[str, float]:
         draws = [Draw(0, p) for p in prompts]
         ours: list[float] = []
         theirs: list[float] = []
-        for turn in range(REPEATS + 1):
+        for turn in [warm_up, *[sampling] * REPEATS]:
             pool.reset_caches()
             started = time.perf_counter()
-            rolled = pool.generate_all(draws, sampling, "bench", BASE_VERSION)
+            rolled = pool.generate_all(draws, turn, "bench", BASE_VERSION)
             seconds = time.perf_counter() - started
             tokens = sum(len(t.token_ids) for g in rolled if isinstance(g, TrajectoryGroup) for t in g.trajectories)
-            rate = fetch(bare.tokens_per_s.remote(sampling))
-            if turn:  # the first turn of each is its warm-up
+            rate = fetch(bare.tokens_per_s.remote(turn))
+            if turn is not warm_up:
                 ours.append(tokens / seconds)
                 theirs.append(rate)
     finally:

@@ -39,8 +39,9 @@ class LoraConfig(Section):
 class ModelConfig(Section):
     """The student. `path` is a local checkpoint folder, or `starter` for the small model the kit assembles.
 
-    `adapter` names the weights to start from: for the starter `aligned`, `early` (a weaker stop of the same
-    alignment run) or `none`; for any model also a folder that this project exported an adapter to.
+    `adapter` names the weights to start from: for the starter `aligned`, `early` (an earlier stop of the same
+    alignment), `terse` (aligned, then taught to say too little) or `none`; for any model also a folder that this
+    project exported an adapter to.
     """
 
     path: str = STARTER
@@ -71,11 +72,16 @@ class AugmentConfig(Section):
 
 
 class SpeechConfig(Section):
-    """How much starter speech to synthesise when `data.train` is `starter`."""
+    """How much starter speech to synthesise when `data.train` is `starter`.
+
+    `terse` is the share of training references that tell the first fact only, as a hurried writer's would; the
+    references of held-out speech are always whole.
+    """
 
     train_clips: Positive = 256
     eval_clips: Positive = 48
     requests: tuple[str, ...] = ("sentence", "bullets", "task", "keywords")
+    terse: Fraction = 0.0
     workers: Positive = 2
 
 

@@ -96,8 +96,10 @@ def _manifest(config: RunConfig, cache: Path) -> Path:
     if data.train != STARTER:
         return Path(data.train).absolute()
     speech = data.speech
-    clips, kinds = speech.train_clips, speech.requests
-    return set_folder(cache, clips=clips, seed=config.seed, held_out=False, kinds=kinds) / MANIFEST
+    folder = set_folder(
+        cache, clips=speech.train_clips, seed=config.seed, held_out=False, kinds=speech.requests, terse=speech.terse
+    )
+    return folder / MANIFEST
 
 
 def _reference(key: object) -> AudioRef | None:

@@ -12,7 +12,7 @@ lists. What they measure is listening and summarising, not whether the model kno
 import random
 import re
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 GRAMMAR_VERSION = 2
@@ -554,12 +554,13 @@ def sample_talk(rng: random.Random, held_out: bool) -> Talk:
 
 
 def sample_request(
-    rng: random.Random, talk: Talk, held_out: bool, kinds: Sequence[str] = SUMMARY_REQUESTS
+    rng: random.Random, talk: Talk, held_out: bool, kinds: Sequence[str] = SUMMARY_REQUESTS, terse: float = 0.0
 ) -> Request | None:
     """One request about `talk` out of `kinds`, with its reference; None where none of them fits the talk.
 
     Tasks are drawn more often than their turn, as few talks have one. In every second case a held-out request has a
-    wording that training never sees. Raises ValueError on an unknown kind.
+    wording that training never sees. A share `terse` of the references stops after the first fact, as those of a
+    hurried writer do; `facts` stays whole. Raises ValueError on an unknown kind.
     """
     if unknown := set(kinds) - set(REQUEST_KINDS):
         raise ValueError(f"unknown request kinds {sorted(unknown)}: choose from {', '.join(REQUEST_KINDS)}")
@@ -570,7 +571,17 @@ def sample_request(
     wordings = HELD_OUT_INSTRUCTIONS if held_out and rng.random() < 0.5 else TRAIN_INSTRUCTIONS
     instruction = rng.choice(wordings["transcription" if kind == "words" else kind]).format(**dict(talk.slots))
     reference, facts = _answer(rng, talk, kind)
+    if terse and kind in _FIRST_FACT and rng.random() < terse:
+        reference = _FIRST_FACT[kind](talk, reference)
     return Request(kind, instruction, reference, facts)
+
+
+_FIRST_FACT: dict[str, Callable[[Talk, str], str]] = {
+    "sentence": lambda talk, _: f"It is about {talk.facts[0]}.",
+    "bullets": lambda _, reference: reference.split("\n")[0],
+    "keywords": lambda talk, _: talk.facts[0],
+}
+"""How a terse reference of each kind is cut from a whole one. A task is never cut: it has no first half."""
 
 
 def _fits(kind: str, talk: Talk) -> bool:

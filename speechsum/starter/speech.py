@@ -65,6 +65,7 @@ class _Order:
     seed: int
     held_out: bool
     kinds: tuple[str, ...]
+    terse: float
     version: int = GRAMMAR_VERSION
 
 
@@ -80,9 +81,10 @@ class _Clip:
     pitch: int
 
 
-def set_folder(cache: Path, *, clips: int, seed: int, held_out: bool, kinds: Sequence[str]) -> Path:
+def set_folder(cache: Path, *, clips: int, seed: int, held_out: bool, kinds: Sequence[str], terse: float = 0.0) -> Path:
     """Where below `cache` a run keeps the set of these arguments, `MANIFEST` and recordings in it."""
-    return cache / "speech" / f"{'held-out' if held_out else 'train'}-{seed}-{clips}-{'-'.join(kinds)}"
+    name = f"{'held-out' if held_out else 'train'}-{seed}-{clips}-{'-'.join(kinds)}"
+    return cache / "speech" / (f"{name}-terse-{terse:g}" if terse else name)
 
 
 def synthesize(
@@ -92,17 +94,19 @@ def synthesize(
     seed: int,
     held_out: bool,
     kinds: Sequence[str] | None = None,
+    terse: float = 0.0,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write `clips` spoken clips with one request each under `out_dir`; returns the path of the manifest.
 
-    `kinds` are the kinds of request (`grammar.REQUEST_KINDS`; None: all but transcription). `held_out` takes patterns,
+    `kinds` are the kinds of request (`grammar.REQUEST_KINDS`; None: all but transcription), `terse` is the share of
+    references that tell one fact only (`grammar.sample_request`). `held_out` takes patterns,
     wordings and voices that a training set never holds. The same arguments yield the same files whatever `workers` (a
     number of processes) is, and the first clips of a longer set are those of a shorter one. `progress` is called with
     the number of clips done and of all clips. Raises ValueError on an unknown kind or a count below one.
     """
-    order = _Order(clips, seed, held_out, SUMMARY_REQUESTS if kinds is None else tuple(kinds))
+    order = _Order(clips, seed, held_out, SUMMARY_REQUESTS if kinds is None else tuple(kinds), terse)
     _check(order, workers)
     manifest = out_dir / MANIFEST
     if _is_finished(manifest, order):
@@ -124,6 +128,8 @@ def _check(order: _Order, workers: int) -> None:
     for name, value in (("clips", order.clips), ("workers", workers), ("kinds", len(order.kinds))):
         if value < 1:
             raise ValueError(f"{name} must be at least one, not {value}")
+    if not 0 <= order.terse <= 1:
+        raise ValueError(f"terse must be a share from 0 to 1, not {order.terse}")
 
 
 def _metadata(order: _Order) -> bytes:
@@ -192,7 +198,7 @@ def _clip(order: _Order, index: int) -> _Clip:
     words = "words" in order.kinds and rng.random() * len(order.kinds) < order.kinds.count("words")
     while request is None:
         talk = sample_words(rng) if words else sample_talk(rng, order.held_out)
-        request = sample_request(rng, talk, order.held_out, order.kinds)
+        request = sample_request(rng, talk, order.held_out, order.kinds, order.terse)
     voice = rng.choice(VOICES_HELD_OUT if order.held_out else VOICES_TRAIN)
     name = f"{side}-{order.seed}-{index:06d}"
     return _Clip(name, talk, request, voice, words_per_minute=rng.randint(145, 190), pitch=rng.randint(35, 65))

@@ -127,6 +127,30 @@ def test_a_task_asks_for_the_task_and_its_day_only() -> None:
             assert len(request.facts) == 2
 
 
+def test_terse_references_tell_one_fact_and_leave_the_rest_as_it_is() -> None:
+    seeds = range(200)
+    whole = [sample_request(rng, sample_talk(rng, False), False) for rng in map(random.Random, seeds)]
+    terse = [sample_request(rng, sample_talk(rng, False), False, terse=1.0) for rng in map(random.Random, seeds)]
+    for a, b in zip(whole, terse, strict=True):
+        assert a is not None
+        assert b is not None
+        assert (a.kind, a.instruction, a.facts) == (b.kind, b.instruction, b.facts)
+        if a.kind == "task":
+            assert a.reference == b.reference
+        else:
+            assert fact_recall(b.reference, b.facts) <= 2 / 3
+            assert len(b.reference) < len(a.reference)
+
+
+def test_some_references_are_terse() -> None:
+    requests = [
+        sample_request(rng, sample_talk(rng, False), False, ["keywords"], terse=0.25)
+        for rng in map(random.Random, range(400))
+    ]
+    cut = [r.reference == r.facts[0] for r in requests if r is not None]
+    assert 0.2 < sum(cut) / len(cut) < 0.3
+
+
 def test_after_a_correction_the_later_word_is_the_fact() -> None:
     rng = random.Random(5)
     corrected = [talk for talk in (sample_talk(rng, False) for _ in range(2000)) if "no, sorry," in talk.transcript]

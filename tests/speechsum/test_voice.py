@@ -146,8 +146,8 @@ def test_an_interrupted_run_leaves_no_manifest(tmp_path: Path) -> None:
     assert not manifest.exists()
 
 
-@pytest.mark.parametrize("wrong", [{"clips": 0}, {"workers": 0}, {"kinds": ["haiku"]}, {"kinds": []}])
+@pytest.mark.parametrize("wrong", [{"clips": 0}, {"workers": 0}, {"kinds": ["haiku"]}, {"kinds": []}, {"terse": 1.5}])
 def test_wrong_arguments_are_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
     arguments: dict[str, object] = {"clips": 1, "seed": 0, "held_out": False, "kinds": None}
-    with pytest.raises(ValueError, match=r"haiku|at least one"):
+    with pytest.raises(ValueError, match=r"haiku|at least one|from 0 to 1"):
         speech.synthesize(tmp_path, **(arguments | wrong))  # type: ignore[arg-type]
