@@ -19,11 +19,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 
 from learner.losses import LossOutput
 from learner.model import PackedRows, SpeechPolicy, audio_states, pack
 from learner.objective import PAIR_MEANS, SUMS, TOKEN_MEANS, Counts, Objective, Scores
-from learner.parallelize import shard
+from learner.parallelize import assign, gather, shard
 from speechsum.audio import AudioLimits, augment_audio, load_audio
 from speechsum.batching import microbatches
 from speechsum.config import AugmentConfig, RunConfig, StageConfig
@@ -119,7 +120,8 @@ class Learner:
             padded += rows.tokens
             for name, value in sums.items():
                 totals[name] = totals.get(name, 0.0) + float(value)
-        norm = float(_full(nn.utils.clip_grad_norm_(self.parameters.values(), self.stage.optimizer.max_grad_norm)))
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.stage.optimizer.max_grad_norm)
+        norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         lr = self._set_lr()
         totals = self._all_reduce(totals | {"padded_tokens": float(padded)})
         skipped = not (math.isfinite(norm) and math.isfinite(totals["loss"]))
@@ -238,12 +240,12 @@ class Learner:
 
     def reference(self) -> dict[str, Tensor]:
         """The stage's first weights in full, on the CPU; empty where its loss reads none. A gather on all ranks."""
-        return {name: _full(t).to("cpu", copy=True) for name, t in self._reference.items()}
+        return gather(self._reference)
 
     def load_reference(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `reference` gave, on any number of ranks; between two stages there is none to restore."""
         for name, target in self._reference.items() if tensors else ():
-            _assign(target, tensors[name])
+            assign(target, tensors[name])
 
     # --- microbatches -------------------------------------------------------------------------------------------
 
@@ -312,7 +314,7 @@ class Learner:
 
     def adapter(self) -> dict[str, Tensor]:
         """Trainable tensors in full, float32, on the CPU, by the names they travel under. A gather on all ranks."""
-        return {name: _full(p.detach()).to("cpu", copy=True) for name, p in self.parameters.items()}
+        return gather(self.parameters)
 
     def load_adapter(self, tensors: dict[str, Tensor]) -> None:
         """Replace the trainable tensors; names and shapes must match exactly."""
@@ -329,15 +331,13 @@ class Learner:
                     "use the LoRA rank it was trained with"
                 )
         for name, parameter in self.parameters.items():
-            _assign(parameter, tensors[name])
+            assign(parameter, tensors[name])
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """AdamW's moments in full, as `moment:name`; empty before the first step."""
         state = self.optimizer.state
-        return {
-            f"{moment}:{name}": _full(state[p][moment]).to("cpu", copy=True)
-            for name, p in self.parameters.items() for moment in MOMENTS if p in state
-        }  # fmt: skip
+        held = [(name, p) for name, p in self.parameters.items() if p in state]
+        return gather({f"{moment}:{name}": state[p][moment] for name, p in held for moment in MOMENTS})
 
     def load_optimizer_state(self, tensors: dict[str, Tensor], step: int) -> None:
         """Restore what `optimizer_state` gave, on any number of ranks."""
@@ -349,7 +349,7 @@ class Learner:
             slot["step"] = torch.tensor(float(step))
             for moment in MOMENTS:
                 slot[moment] = torch.zeros_like(parameter)
-                _assign(slot[moment], tensors[f"{moment}:{name}"])
+                assign(slot[moment], tensors[f"{moment}:{name}"])
 
 
 FILLER = "\0filler"
@@ -377,22 +377,6 @@ def _top_ids(group: Sequence[TrainingSample], k: int) -> Tensor:
 def _identity(sample: TrainingSample, completion: Completion) -> bytes:
     """Equal for the same words in answer to the same prompt."""
     return hashlib.blake2b(sample.prompt_id.encode() + b"\0" + completion.token_ids.tobytes(), digest_size=16).digest()
-
-
-def _full(tensor: Tensor) -> Tensor:
-    """A DTensor gathered; a plain tensor as it is."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def _assign(target: Tensor, value: Tensor) -> None:
-    """Copy a full tensor into a sharded one, each rank its part."""
-    from torch.distributed.tensor import distribute_tensor
-
-    with torch.no_grad():
-        value = value.to(dtype=target.dtype, device=target.device)
-        if hasattr(target, "device_mesh"):
-            value = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
-        target.copy_(value)
 
 
 def _step_metrics(totals: dict[str, float], counts: Counts, norm: float, lr: float, seconds: float) -> dict[str, float]:
