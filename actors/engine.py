@@ -25,6 +25,7 @@ def set_environment() -> None:
         "VLLM_LOGGING_LEVEL": "ERROR",  # at WARNING it speaks of every layer that a push leaves as it is
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "GLOO_SOCKET_IFNAME": "lo",  # the engine is one process and meets nobody, yet gloo would listen to the network
     }.items():
         os.environ.setdefault(name, value)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.processes import processes_marked
+from tests.processes import LOOPBACK, listening, processes_marked
 
 pytestmark = pytest.mark.e2e
 DEADLINE_S = 180.0
@@ -29,9 +29,17 @@ def test_ctrl_c_leaves_nothing_behind(moment: str, recipe: dict[str, Any], tmp_p
 
 
 def test_a_request_to_stop_lets_the_step_end_and_saves_it(recipe: dict[str, Any], tmp_path: Path) -> None:
+    reached: set[str] = set()
+
+    def look_and_stop(run: subprocess.Popen[str]) -> None:
+        reached.update(listening(run.pid))  # Ray, the learner's rendezvous and the engine are all up by now
+        run.terminate()
+
     rarely = "stage.grpo.checkpoint_every=50"
-    assert ended(recipe, tmp_path, "stage grpo", lambda run: run.terminate(), "-o", rarely) == 75
+    assert ended(recipe, tmp_path, "stage grpo", look_and_stop, "-o", rarely) == 75
     assert (tmp_path / "run" / "checkpoints" / "step_000003" / "MANIFEST.json").exists()  # two of sft, and the one
+    assert reached
+    assert reached <= LOOPBACK
 
 
 def ended(
