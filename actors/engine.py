@@ -404,6 +404,8 @@ def _engine_arguments(
     """Keyword arguments of `vllm.LLM`; the CPU takes an absolute key-value cache, the GPU a share of its memory."""
     arguments: dict[str, Any] = {
         "model": str(path),
+        "load_format": "safetensors",  # any other format is unpickled
+        "trust_remote_code": False,
         "dtype": dtype,
         "seed": seed,
         "max_model_len": config.max_model_len,
