@@ -12,7 +12,7 @@ import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
@@ -168,14 +168,11 @@ class EndpointConfig(Section):
     @classmethod
     def _address_holds_no_secret(cls, url: str) -> str:
         """A recipe is kept beside the run and shown with the job. The message does not repeat what it found."""
-        try:
-            parts = urlsplit(url)
-        except ValueError as error:
-            raise ValueError(f"judge.endpoint.url is not an address: {error}") from None
         remedy = "put the key in the variable that judge.endpoint.api_key_env names"
-        if "@" in parts.netloc:
+        address, _, query = url.partition("?")
+        if "@" in address:
             raise ValueError(f"judge.endpoint.url carries a user name or password; {remedy}")
-        for name, _ in parse_qsl(parts.query):
+        for name, _ in parse_qsl(query):
             if SECRET_NAME.search(name):
                 raise ValueError(f"judge.endpoint.url carries {name!r}; {remedy}")
         return url

@@ -20,6 +20,7 @@ from tests.processes import LOOPBACK, listening, processes_marked
 
 pytestmark = pytest.mark.e2e
 DEADLINE_S = 180.0
+SECRETS = {name: uuid.uuid4().hex for name in ("RAY_AUTH_TOKEN", "SPEECHSUM_JUDGE_API_KEY")}
 
 
 @pytest.mark.parametrize("moment", ["starting Ray", "models loaded: 1", "stage grpo"])
@@ -51,7 +52,7 @@ def ended(
     mark = uuid.uuid4().hex
     process = subprocess.Popen(
         [sys.executable, "-m", "speechsum", "train", str(path), "--run-dir", str(folder / "run"), *options],
-        env=os.environ | {"SPEECHSUM_TEST": mark}, start_new_session=True, text=True,
+        env=os.environ | SECRETS | {"SPEECHSUM_TEST": mark}, start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     timer = threading.Timer(DEADLINE_S, process.kill)
@@ -68,6 +69,8 @@ def ended(
     timer.cancel()
     assert "--resume" in seen
     assert "Traceback" not in seen
+    written = b"".join(file.read_bytes() for file in (folder / "run").rglob("*") if file.is_file())
+    assert not [name for name, secret in SECRETS.items() if secret in seen or secret.encode() in written]
     wait_until_gone(mark)
     return code
 

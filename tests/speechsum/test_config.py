@@ -174,7 +174,7 @@ def test_every_recipe_that_ships_loads() -> None:
         ("url=https://hunter2@host/v1", "judge.endpoint.url carries a user name or password"),
         ("url=https://host/v1?api-version=3&api_key=hunter2", "judge.endpoint.url carries 'api_key'"),
         ("url=https://host/v1?sessionToken=hunter2", "judge.endpoint.url carries 'sessionToken'"),
-        ("url=http://[hunter2/v1", "judge.endpoint.url is not an address"),
+        ("url=me:hunter2@host/v1", "judge.endpoint.url carries a user name or password"),
         ("api_key_env=hunter2", "judge.endpoint.api_key_env is the name of an environment variable"),
         ("api_key=hunter2", "unknown key"),
     ],
