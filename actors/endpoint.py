@@ -411,8 +411,6 @@ def _chat_url(config: EndpointConfig) -> str:
         url = httpx.URL(config.url)
     except httpx.InvalidURL as error:
         raise UserError(f"judge.endpoint.url = {config.url!r} is not an address: {error}") from None
-    if url.userinfo:
-        raise UserError("judge.endpoint.url carries a user name or password; put the key in judge.endpoint.api_key_env")
     if url.scheme not in ("http", "https") or not url.host:
         raise UserError(f"judge.endpoint.url = {config.url!r} must look like http://host:8000/v1")
     path = url.path.rstrip("/")

@@ -25,6 +25,7 @@ def set_environment() -> None:
         "VLLM_LOGGING_LEVEL": "ERROR",  # at WARNING it speaks of every layer that a push leaves as it is
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "GLOO_SOCKET_IFNAME": "lo",  # the engine is one process and meets nobody, yet gloo would listen to the network
     }.items():
         os.environ.setdefault(name, value)
 
@@ -403,6 +404,8 @@ def _engine_arguments(
     """Keyword arguments of `vllm.LLM`; the CPU takes an absolute key-value cache, the GPU a share of its memory."""
     arguments: dict[str, Any] = {
         "model": str(path),
+        "load_format": "safetensors",  # any other format is unpickled
+        "trust_remote_code": False,
         "dtype": dtype,
         "seed": seed,
         "max_model_len": config.max_model_len,

@@ -63,7 +63,8 @@ def teacher_checkpoint(config: TeacherConfig, student: Path, say: Say) -> Path:
     from transformers import AutoTokenizer
 
     folder = teacher_folder(config, say)
-    check_same_ids(AutoTokenizer.from_pretrained(student), AutoTokenizer.from_pretrained(folder))
+    students, teachers = (AutoTokenizer.from_pretrained(path, trust_remote_code=False) for path in (student, folder))
+    check_same_ids(students, teachers)
     return folder
 
 

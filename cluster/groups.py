@@ -89,7 +89,7 @@ class LearnerGroup:
 
     def ready(self) -> list[ObjectRef]:
         """Begin loading; gives what to wait for until every rank has."""
-        host, port = fetch(self.workers[0].address.remote(), START_TIMEOUT_S)
+        host, port = fetch(self.workers[0].open_door.remote(), START_TIMEOUT_S)
         return [w.join.remote(host, port) for w in self.workers]
 
     def begin_stage(self, stage: StageConfig) -> None:

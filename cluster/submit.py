@@ -174,10 +174,7 @@ def _refuse_other_config(job: Job, known: Any) -> None:
 
 
 def _refuse_what_cannot_travel(config: RunConfig) -> None:
-    """Data stays where it is, so a path that starts here leads nowhere on the cluster.
-
-    The judge's address is checked too: a password in it would be shown to all who may see the job's metadata.
-    """
+    """Data stays where it is, so a path that starts here leads nowhere on the cluster."""
     if config.judge.kind == "rubric":
         Endpoint(config.judge.endpoint)
     known = (STARTER, "none", "", *STARTER_ADAPTERS)

@@ -158,7 +158,7 @@ def _teachers(config: RunConfig, plan: Plan) -> TeacherPool:
 
     assert plan.teacher_checkpoint is not None
     family = FAMILIES[config.model.family]
-    vocabulary = family.text_config(AutoConfig.from_pretrained(plan.checkpoint)).vocab_size
+    vocabulary = family.text_config(AutoConfig.from_pretrained(plan.checkpoint, trust_remote_code=False)).vocab_size
     top_k = max(stage.loss.top_k if isinstance(stage.loss, OpdLoss) else 1 for stage in config.stage)
     return TeacherPool(
         config, plan.teacher_checkpoint, audio=assets.hears(plan.teacher_checkpoint), top_k=top_k, vocabulary=vocabulary

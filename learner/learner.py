@@ -51,7 +51,7 @@ class Learner:
         self.dtype = getattr(torch, config.model.dtype)
         self.family = FAMILIES[config.model.family]
         self.prompts = PromptBuilder.load(checkpoint, self.family)
-        self.extractor = AutoFeatureExtractor.from_pretrained(checkpoint)
+        self.extractor = AutoFeatureExtractor.from_pretrained(checkpoint, trust_remote_code=False)
         self.limits = AudioLimits(max_s=config.model.max_audio_s)
         torch.manual_seed(config.seed)  # ranks must draw the same LoRA before sharding
         attention = "sdpa" if self.device.type == "cuda" else "eager"  # torch's CPU flash backward is the slower one

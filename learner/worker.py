@@ -29,10 +29,14 @@ class LearnerWorker:
         self.checkpoint = Path(checkpoint)
 
     def address(self) -> tuple[str, int]:
-        """A host and free port where rank 0 can hold the rendezvous."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+        """A host and free port where rank 0 can meet others."""
+        with _door() as door:
+            return _name(door)
+
+    def open_door(self) -> tuple[str, int]:
+        """Where the ranks can meet: a port that stays open for `join`, on this node's own address and no other."""
+        self.door = _door()
+        return _name(self.door)
 
     def join(self, host: str, port: int) -> None:
         """Meet the other ranks, then load the model."""
@@ -41,12 +45,16 @@ class LearnerWorker:
 
         from learner.learner import Learner
 
-        torch.set_num_threads(self.config.learner.threads_per_rank)
-        os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port))  # where torch itself looks for them
-        dist.init_process_group(
-            self.config.learner.backend, rank=self.rank, world_size=self.config.learner.ranks,
-            timeout=timedelta(seconds=self.config.learner.collective_timeout_s),
-        )  # fmt: skip
+        chosen = self.config.learner
+        torch.set_num_threads(chosen.threads_per_rank)
+        if host in ("127.0.0.1", "::1"):
+            os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # it would listen where the host's name leads to
+        patience = timedelta(seconds=chosen.collective_timeout_s)
+        door = None if self.rank else self.door.detach()  # left to itself, the store listens on all interfaces
+        store = dist.TCPStore(
+            host, port, chosen.ranks, is_master=self.rank == 0, timeout=patience, master_listen_fd=door
+        )
+        dist.init_process_group(chosen.backend, store=store, rank=self.rank, world_size=chosen.ranks, timeout=patience)
         self.learner = Learner(self.config, self.checkpoint)
         self.publisher = Publisher(self.checkpoint, self.learner.policy.scale, self.learner.dtype)
 
@@ -134,3 +142,14 @@ class LearnerWorker:
         import torch.distributed as dist
 
         dist.destroy_process_group()
+
+
+def _door() -> socket.socket:
+    """A socket that listens on a free port of this node's address."""
+    host = ray.util.get_node_ip_address()
+    return socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+
+
+def _name(door: socket.socket) -> tuple[str, int]:
+    host, port, *_ = door.getsockname()
+    return host, port

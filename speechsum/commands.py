@@ -52,10 +52,13 @@ def data_synth(options: argparse.Namespace) -> int:
 
 def data_teach(options: argparse.Namespace) -> int:
     """`speechsum data teach`."""
-    from cluster.teach import teach
     from speechsum.config import load_recipe
 
-    teach(load_recipe(options.recipe, options.override), options.data, options.out)
+    config = load_recipe(options.recipe, options.override)
+    _stay_on_this_machine()
+    from cluster.teach import teach
+
+    teach(config, options.data, options.out)
     print(options.out)
     return 0
 
@@ -104,6 +107,8 @@ def train(options: argparse.Namespace) -> int:
     options.run_dir = (options.run_dir or Path("runs") / f"{config.name}-{time}").expanduser().absolute()
     _refuse_early(config, options)
     _calm_threads()
+    if options.address is None:
+        _stay_on_this_machine()
     from cluster.train import run
 
     summary = run(config, options.run_dir, address=options.address, resume=options.resume, overwrite=options.overwrite)
@@ -215,6 +220,7 @@ def evaluate(options: argparse.Namespace) -> int:
     _must_exist(options.data, "--data")
     files = _report_files(options.out)
     _calm_threads()
+    _stay_on_this_machine()
     from cluster.evaluate import evaluate_checkpoints
 
     evaluate_checkpoints(checkpoints, options.data, options.out, config, options.clips, options.players)
@@ -337,6 +343,7 @@ def bench(options: argparse.Namespace) -> int:
 
         options.run_dir = RunFolder.open(options.run_dir).path
     _calm_threads()
+    _stay_on_this_machine()
     from cluster.bench import run
 
     run(options.run_dir, options.only)
@@ -378,3 +385,13 @@ def _calm_threads() -> None:
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("KMP_BLOCKTIME", "0")
+
+
+def _stay_on_this_machine() -> None:
+    """A Ray that is started from here listens on loopback alone, asks for a token, and reports to nobody.
+
+    Read when Ray is imported; `cluster.runtime` says more.
+    """
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from urllib.parse import parse_qsl
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from speechsum.errors import UserError
 from speechsum.objectives import Loss, OpdLoss
@@ -23,6 +25,9 @@ STARTER = "starter"
 
 STANDALONE = Path(__file__).with_name("standalone.toml")
 """The recipe of the commands that take none."""
+
+SECRET_NAME = re.compile(r"key|token|secret|password|signature", re.IGNORECASE)
+"""In the name of a query parameter: what it holds would have to be kept from others."""
 
 
 S = TypeVar("S", bound=Section)
@@ -158,6 +163,30 @@ class EndpointConfig(Section):
     concurrency: Positive = 16
     circuit_after: Positive = 8
     circuit_cooldown_s: Annotated[float, Field(gt=0)] = 30.0
+
+    @field_validator("url")
+    @classmethod
+    def _address_holds_no_secret(cls, url: str) -> str:
+        """A recipe is kept beside the run and shown with the job. The message does not repeat what it found."""
+        remedy = "put the key in the variable that judge.endpoint.api_key_env names"
+        address, _, query = url.partition("?")
+        if "@" in address:
+            raise ValueError(f"judge.endpoint.url carries a user name or password; {remedy}")
+        for name, _ in parse_qsl(query):
+            if SECRET_NAME.search(name):
+                raise ValueError(f"judge.endpoint.url carries {name!r}; {remedy}")
+        return url
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _names_a_variable(cls, name: str) -> str:
+        """A key written here by mistake would be kept; so it is not repeated either."""
+        if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+            raise ValueError(
+                "judge.endpoint.api_key_env is the name of an environment variable, in capitals, and never the key "
+                "itself; export the key under such a name"
+            )
+        return name
 
     @property
     def revised_model(self) -> str:

@@ -68,7 +68,9 @@ class Family:
         import transformers
 
         cls = getattr(transformers, self.model_class)
-        model = cls.from_pretrained(checkpoint, dtype=getattr(torch, dtype), attn_implementation=attention)
+        model = cls.from_pretrained(
+            checkpoint, dtype=getattr(torch, dtype), attn_implementation=attention, use_safetensors=True
+        )
         return model.requires_grad_(False).eval()
 
     def encode(self, model: Any, extractor: Any, clips: Sequence[np.ndarray]) -> list[torch.Tensor]:

@@ -80,12 +80,12 @@ class PromptBuilder:
         """From a checkpoint folder. Raises `UserError` when tokenizer and model do not belong together."""
         from transformers import AutoConfig, AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
         legacy = Path(checkpoint) / "chat_template.json"
         if tokenizer.chat_template is None and legacy.is_file():  # older checkpoints keep it where processors look
             tokenizer.chat_template = json.loads(legacy.read_text(encoding="utf-8"))["chat_template"]
         builder = cls(tokenizer, family)
-        config = AutoConfig.from_pretrained(checkpoint)
+        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
         vocab = family.text_config(config).vocab_size
         if len(builder.tokenizer) > vocab:
             raise UserError(

@@ -22,6 +22,8 @@ Resources = Annotated[dict[str, Annotated[float, Field(gt=0)]], AfterValidator(_
 
 
 class Section(BaseModel):
-    """Frozen, and keys it does not know are refused."""
+    """Frozen, and keys it does not know are refused. What is wrong may be a secret, so errors do not quote it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), hide_input_in_errors=True
+    )

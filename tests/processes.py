@@ -1,9 +1,11 @@
-"""Looks for processes that a test should have ended."""
+"""Looks at processes: those that a test should have ended, and where those of a run can be reached."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+import psutil
 
 
 def leftover_processes() -> list[str]:
@@ -36,3 +38,18 @@ def processes_marked(mark: str) -> list[str]:
         except OSError:
             continue  # it ended while we looked, or is not ours
     return found
+
+
+def listening(parent: int) -> set[str]:
+    """The addresses at which a process and its descendants take TCP connections."""
+    found: set[str] = set()
+    family = psutil.Process(parent)
+    for process in (family, *family.children(recursive=True)):
+        try:
+            found |= {c.laddr.ip for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+        except psutil.NoSuchProcess:
+            continue  # it ended while we looked
+    return found
+
+
+LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}

@@ -444,14 +444,32 @@ def set_up(device: str, dev: bool, force: bool) -> None:
     status.say("ready")
 
 
+def mend_only(python: Path) -> None:
+    """Test and mend an environment that something else installed, such as an image's build."""
+    status = Status()
+
+    def run(command: Sequence[str]) -> str:
+        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if result.returncode != 0:
+            raise SetupError(f"`{' '.join(command)[:80]}` failed: {result.stdout[-500:]}")
+        return result.stdout
+
+    where = run([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"])
+    check_imports(python, Path(where.strip()), run, status.say)
+
+
 def main() -> int:
     """Parse the options and turn the failures a user can repair into one sentence and exit code 2."""
     parser = argparse.ArgumentParser(description="Create .venv with everything speechsum needs.")
     parser.add_argument("--dev", action="store_true", help="also install the tools for tests and linting")
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="which build (default: look)")
     parser.add_argument("--force", action="store_true", help="do everything again, even if nothing changed")
+    parser.add_argument("--mend", type=Path, metavar="PYTHON", help="only test and mend this interpreter's packages")
     options = parser.parse_args()
     try:
+        if options.mend:
+            mend_only(options.mend)
+            return 0
         set_up(find_device(options.device), options.dev, options.force)
     except SetupError as error:
         print(f"\nerror: {error}", file=sys.stderr)

@@ -470,7 +470,6 @@ def test_a_key_no_header_can_carry_is_a_user_error(monkeypatch: pytest.MonkeyPat
         ("host:8000/v1", "m"),
         ("ftp://host", "m"),
         ("http://", "m"),
-        ("http://u:p@host", "m"),
         ("http://h:abc", "m"),
         ("http://h", ""),
     ],

@@ -50,6 +50,18 @@ commands.doctor = waits
 sys.exit(job_entry.main(["doctor"]))
 """
 
+STRANGER = """
+import sys, ray
+
+@ray.remote(num_cpus=0)
+class Actor:
+    def ran(self):
+        return "it ran"
+
+ray.init(sys.argv[1])
+print(ray.get(Actor.remote().ran.remote()))
+"""
+
 SUBMIT = """
 import sys
 from pathlib import Path
@@ -76,7 +88,17 @@ class Head:
     """A running head, and the environment whose processes are its own or speak to it."""
 
     address: str
+    ray_address: str
     environment: dict[str, str]
+
+    def answer(self, path: str, body: bytes | None = None, **headers: str) -> int:
+        """The status with which the job API answers; a `body` is posted."""
+        request = urllib.request.Request(self.address + path, body, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=DEADLINE_S) as page:
+                return int(page.status)
+        except urllib.error.HTTPError as refused:
+            return refused.code
 
     def command(self, *arguments: str, **changed: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -99,6 +121,7 @@ def head() -> Iterator[Head]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {
         "HOME": str(folder), "PYTHONPATH": str(ROOT), "SPEECHSUM_TEST": mark, "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": TOKEN, "RAY_TMPDIR": str(folder), "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }  # fmt: skip
     options = {
         "port": free_port(), "node-ip-address": "127.0.0.1", "num-cpus": 1, "object-store-memory": 80 << 20,
@@ -112,7 +135,7 @@ def head() -> Iterator[Head]:
     )  # fmt: skip
     try:
         wait_until_up(f"http://127.0.0.1:{port}/api/gcs_healthz")
-        yield Head(f"http://127.0.0.1:{port}", environment)
+        yield Head(f"http://127.0.0.1:{port}", f"127.0.0.1:{options['port']}", environment)
     finally:
         started.terminate()
         started.wait(DEADLINE_S)
@@ -156,6 +179,11 @@ def test_jobs_on_a_head_with_tokens(head: Head, checkout: Path) -> None:
     failing = head.command(*submit, "failing", "echo $((6 * 7)); exit 7")
     wrong = head.command("-m", "speechsum", *told, RAY_AUTH_TOKEN="0" * 64)
     none = head.command("-m", "speechsum", *told, RAY_AUTH_MODE="disabled")
+    stranger = head.command("-c", STRANGER, head.ray_address, RAY_AUTH_MODE="disabled")
+    order = b'{"entrypoint": "touch /tmp/speechsum-was-here"}'
+    assert head.answer("/api/jobs/") == head.answer("/api/jobs/", order) == 401
+    assert head.answer("/api/jobs/", order, Authorization=f"Bearer {'0' * 64}") == 403
+    assert head.answer("/api/jobs/", Authorization=f"Bearer {TOKEN}") == 200
 
     refused, _ = wrong.communicate(timeout=DEADLINE_S)
     assert wrong.returncode == 2
@@ -192,6 +220,11 @@ def test_jobs_on_a_head_with_tokens(head: Head, checkout: Path) -> None:
     assert unknown.returncode == 2
     assert "knows no job nobody" in missing
     assert TOKEN not in "".join((refused, asked, printed, stopped, seen, rest, listed, missing))
+
+    heard, _ = stranger.communicate(timeout=DEADLINE_S)
+    assert stranger.returncode != 0
+    assert "it ran" not in heard
+    assert "Authentication token is missing or incorrect" in heard
 
 
 def until_it_waits(following: subprocess.Popen[str]) -> str:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 import ray
 
 from cluster.groups import fetch
 from cluster.memory import MemoryWatch
-from cluster.runtime import ray_session
+from cluster.runtime import _make_token, _refuse_other_listeners, ray_session
 from cluster.trackers import RayTracker
 from speechsum.errors import RunError, UserError
+from tests.processes import LOOPBACK, listening
 
+ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 60
 
 
@@ -24,6 +30,16 @@ def test_an_address_without_a_cluster_is_the_users_mistake(address: str) -> None
     with pytest.raises(UserError, match="--address"), ray_session(address, MemoryWatch(), lambda text: None):
         pytest.fail("joined")
     assert not ray.is_initialized()
+
+
+def test_a_missing_token_is_the_users_mistake(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", "from cluster.runtime import _join; _join('127.0.0.1:1')"],
+        env=environment | {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token"},
+        cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S,
+    )  # fmt: skip
+    assert "UserError: the Ray cluster at '127.0.0.1:1' wants a token; set RAY_AUTH_TOKEN" in done.stderr
 
 
 @ray.remote
@@ -54,6 +70,42 @@ def test_a_local_session_shows_its_metrics_and_tells_what_failed() -> None:
             fetch(Failing.remote("the reason of it").user_error.remote())
         RayTracker().log({"learner/loss": 1.5})
         assert "speechsum_learner_loss" in scraped(said[-1], "speechsum_learner_loss")
+        assert listening(os.getpid()) <= LOOPBACK  # the metrics ask for no token, so they are nobody else's
+        assert os.environ["RAY_AUTH_MODE"] == "token"
+        assert os.environ["RAY_AUTH_TOKEN"] not in session_files()
+
+
+def session_files() -> str:
+    """All that this Ray has written: logs, settings, command lines."""
+    folder = Path(ray._private.worker.global_worker.node.get_session_dir_path())
+    return "".join(path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("address", ["192.0.2.2", "fd00::2", "0.0.0.0"])
+def test_a_ray_that_others_reach_is_refused(address: str) -> None:
+    with pytest.raises(UserError, match="RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0"):
+        _refuse_other_listeners(address)
+
+
+@pytest.mark.parametrize(
+    ("set_by_user", "made"),
+    [
+        ({}, True),
+        ({"RAY_AUTH_MODE": "token"}, True),
+        ({"RAY_AUTH_MODE": "disabled"}, False),
+        ({"RAY_AUTH_TOKEN_PATH": "/run/secrets/token"}, False),
+    ],
+)
+def test_a_token_is_made_unless_the_user_has_one(
+    set_by_user: dict[str, str], made: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "")  # remembered, so that what is set here goes again
+        monkeypatch.delenv(name)
+    for name, value in set_by_user.items():
+        monkeypatch.setenv(name, value)
+    _make_token()
+    assert len(os.environ.get("RAY_AUTH_TOKEN", "")) == (64 if made else 0)
 
 
 def scraped(text: str, name: str) -> str:

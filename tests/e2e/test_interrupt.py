@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
-from tests.processes import processes_marked
+from tests.processes import LOOPBACK, listening, processes_marked
 
 pytestmark = pytest.mark.e2e
 DEADLINE_S = 180.0
+SECRETS = {name: uuid.uuid4().hex for name in ("RAY_AUTH_TOKEN", "SPEECHSUM_JUDGE_API_KEY")}
 
 
 @pytest.mark.parametrize("moment", ["starting Ray", "models loaded: 1", "stage grpo"])
@@ -29,9 +30,17 @@ def test_ctrl_c_leaves_nothing_behind(moment: str, recipe: dict[str, Any], tmp_p
 
 
 def test_a_request_to_stop_lets_the_step_end_and_saves_it(recipe: dict[str, Any], tmp_path: Path) -> None:
+    reached: set[str] = set()
+
+    def look_and_stop(run: subprocess.Popen[str]) -> None:
+        reached.update(listening(run.pid))  # Ray, the learner's rendezvous and the engine are all up by now
+        run.terminate()
+
     rarely = "stage.grpo.checkpoint_every=50"
-    assert ended(recipe, tmp_path, "stage grpo", lambda run: run.terminate(), "-o", rarely) == 75
+    assert ended(recipe, tmp_path, "stage grpo", look_and_stop, "-o", rarely) == 75
     assert (tmp_path / "run" / "checkpoints" / "step_000003" / "MANIFEST.json").exists()  # two of sft, and the one
+    assert reached
+    assert reached <= LOOPBACK
 
 
 def ended(
@@ -43,7 +52,7 @@ def ended(
     mark = uuid.uuid4().hex
     process = subprocess.Popen(
         [sys.executable, "-m", "speechsum", "train", str(path), "--run-dir", str(folder / "run"), *options],
-        env=os.environ | {"SPEECHSUM_TEST": mark}, start_new_session=True, text=True,
+        env=os.environ | SECRETS | {"SPEECHSUM_TEST": mark}, start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     timer = threading.Timer(DEADLINE_S, process.kill)
@@ -60,6 +69,8 @@ def ended(
     timer.cancel()
     assert "--resume" in seen
     assert "Traceback" not in seen
+    written = b"".join(file.read_bytes() for file in (folder / "run").rglob("*") if file.is_file())
+    assert not [name for name, secret in SECRETS.items() if secret in seen or secret.encode() in written]
     wait_until_gone(mark)
     return code
 

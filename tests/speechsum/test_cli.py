@@ -42,6 +42,7 @@ COMMANDS = [
     "dashboard",
     "bench",
 ]
+RAY_VARIABLES = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED")
 RECIPE = """
 name = "tiny"
 [[stage]]
@@ -55,6 +56,9 @@ loss = { kind = "sft" }
 def _environment_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OMP_WAIT_POLICY", "KMP_BLOCKTIME"):
         monkeypatch.setenv(name, os.environ.get(name, "PASSIVE"))
+    for name in RAY_VARIABLES:
+        monkeypatch.setenv(name, "")  # remembered, so that what a command sets goes again
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture
@@ -186,6 +190,32 @@ def test_train_passes_on_what_it_was_told(recipe: Path, tmp_path: Path, monkeypa
     assert call["address"] == "auto"
     assert call["run_dir"].parent == tmp_path / "runs"
     assert call["run_dir"].name.startswith("tiny-20")
+
+
+@pytest.mark.parametrize(
+    ("options", "set_by_user", "seen"),
+    [
+        ([], {}, ["0", "token", "0"]),
+        ([], {"RAY_AUTH_MODE": "disabled"}, ["0", "disabled", "0"]),
+        (["--address", "auto"], {}, [None, None, None]),
+    ],
+)
+def test_a_ray_of_our_own_is_told_to_keep_to_itself(
+    options: list[str], set_by_user: dict[str, str], seen: list[str | None],
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    found: list[str | None] = []
+
+    def run(*_: Any, **__: Any) -> dict[str, Any]:
+        found.extend(map(os.environ.get, RAY_VARIABLES))
+        return {"steps": 2}
+
+    fake_module(monkeypatch, "cluster.train", run=run)
+    for name, value in set_by_user.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", str(recipe), *options]) == 0
+    assert found == seen
 
 
 def test_resume_without_a_folder(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from speechsum.config import RunConfig, load_recipe
+from speechsum.config import EndpointConfig, RunConfig, load_recipe
 from speechsum.errors import UserError
 
 RECIPE = """
@@ -164,3 +164,38 @@ def test_every_recipe_that_ships_loads() -> None:
     root = Path(__file__).resolve().parents[2]
     for path in [*sorted((root / "recipes").glob("*.toml")), root / "speechsum" / "standalone.toml"]:
         assert load_recipe(path).name
+
+
+@pytest.mark.parametrize("judge", ["judge", "eval.second_judge"])
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("url=https://me:hunter2@host/v1", "judge.endpoint.url carries a user name or password"),
+        ("url=https://hunter2@host/v1", "judge.endpoint.url carries a user name or password"),
+        ("url=https://host/v1?api-version=3&api_key=hunter2", "judge.endpoint.url carries 'api_key'"),
+        ("url=https://host/v1?sessionToken=hunter2", "judge.endpoint.url carries 'sessionToken'"),
+        ("url=me:hunter2@host/v1", "judge.endpoint.url carries a user name or password"),
+        ("api_key_env=hunter2", "judge.endpoint.api_key_env is the name of an environment variable"),
+        ("api_key=hunter2", "unknown key"),
+    ],
+)
+def test_a_secret_in_a_recipe_is_refused_and_not_repeated(recipe: Path, judge: str, setting: str, told: str) -> None:
+    text = refusal(recipe, f"{judge}.endpoint.{setting}")
+    assert told in text
+    assert "hunter2" not in text
+
+
+def test_errors_of_a_section_do_not_quote_what_they_refuse() -> None:
+    with pytest.raises(ValidationError) as refused:
+        EndpointConfig(api_key_env="hunter2")
+    assert "hunter2" not in str(refused.value)
+
+
+def test_an_address_may_carry_what_is_no_secret() -> None:
+    url = "https://host/v1?api-version=2026-01-01"
+    assert EndpointConfig(url=url).url == url
+
+
+@pytest.mark.parametrize("section", ["model", "teacher", "judge", "rollout.engine"])
+def test_a_checkpoints_own_code_cannot_be_asked_for(recipe: Path, section: str) -> None:
+    assert "unknown key" in refusal(recipe, f"{section}.trust_remote_code=true")
