@@ -60,6 +60,26 @@ def data_teach(options: argparse.Namespace) -> int:
     return 0
 
 
+def data_ask(options: argparse.Namespace) -> int:
+    """`speechsum data ask`."""
+    from speechsum.config import EndpointConfig
+
+    if not options.endpoint.startswith(("http://", "https://")):
+        raise UserError(f"--endpoint {options.endpoint} is no address; write one like http://host:8000/v1")
+    _must_be_writable(options.out, "--out")
+    endpoint = EndpointConfig(
+        url=options.endpoint, model=options.model, api_key_env=options.api_key_env, concurrency=options.concurrency
+    )
+    cache = options.cache or options.out.with_suffix(".asked.sqlite")
+    from cluster.ask import AskOptions, ask
+
+    chosen = AskOptions(options.per_clip, options.least, options.seed, tuple(options.languages), options.root)
+    tally = ask(options.data, options.out, endpoint, cache, chosen, lambda text: print(text, file=sys.stderr))
+    print("\n".join(tally.lines()), file=sys.stderr)
+    print(options.out)
+    return 0
+
+
 def data_check(options: argparse.Namespace) -> int:
     """`speechsum data check`."""
     from speechsum.audio import AudioLimits
