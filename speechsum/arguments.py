@@ -127,12 +127,21 @@ def _add_jobs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _add_eval(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     evaluate = subparsers.add_parser("eval", help="measure checkpoints on held-out speech, with controls, side by side")
     evaluate.add_argument(
-        "--checkpoint", action="append", required=True, metavar="[NAME=]P",
+        "--checkpoint", action="append", default=[], metavar="[NAME=]P",
         help="exported checkpoint folder; again for another, each compared with the first",
     )  # fmt: skip
     evaluate.add_argument("--data", type=Path, required=True, metavar="M", help="manifest of held-out speech")
     evaluate.add_argument(
         "--out", type=Path, required=True, metavar="F.json", help="figures; F.md and F.html beside it"
+    )
+    evaluate.add_argument(
+        "--rows",
+        type=_names,
+        metavar="A,B",
+        help="beside them: text-mode, cascade, teacher, base (the recipe's student)",
+    )
+    evaluate.add_argument(
+        "--recipe", type=Path, metavar="RECIPE", help="take judge, teacher, student and evaluation from this recipe"
     )
     evaluate.add_argument("--judge-path", metavar="P", help="causal LM of the likelihood judge (default: starter)")
     evaluate.add_argument(

@@ -223,21 +223,28 @@ def _job_command(name: str, options: argparse.Namespace) -> str:
 
 def evaluate(options: argparse.Namespace) -> int:
     """`speechsum eval`."""
-    from speechsum.config import STANDALONE, load_recipe
+    from speechsum.config import BASE, STANDALONE, load_recipe
 
     overrides = list(options.override)
     overrides += [] if options.judge_path is None else [f"judge.path={json.dumps(options.judge_path)}"]
-    config = load_recipe(STANDALONE, overrides)
+    overrides += [] if options.rows is None else [f"eval.rows={json.dumps(options.rows)}"]
+    config = load_recipe(options.recipe or STANDALONE, overrides)
     if options.judge_recipe is not None:
         second = load_recipe(options.judge_recipe).judge
         config = config.model_copy(update={"eval": config.eval.model_copy(update={"second_judge": second})})
     checkpoints = _named_checkpoints(options.checkpoint)
+    if not checkpoints and BASE not in config.eval.rows:
+        raise UserError(
+            "there is nothing to evaluate; name a --checkpoint, or ask for the recipe's own with --rows base"
+        )
     _must_exist(options.data, "--data")
     files = _report_files(options.out)
     _calm_threads()
+    from cluster.assets import trained_kinds
     from cluster.evaluate import evaluate_checkpoints
 
-    evaluate_checkpoints(checkpoints, options.data, options.out, config, options.clips, options.players)
+    trained = trained_kinds(config) if options.recipe else None
+    evaluate_checkpoints(checkpoints, options.data, options.out, config, options.clips, options.players, trained)
     print(f"wrote {', '.join(map(str, files))}")
     return 0
 
