@@ -38,13 +38,14 @@ ASKED_AT_ONCE = 256
 
 
 class JudgementCache:
-    """The file: answers as JSON values by key. Of use to several threads. Raises `UserError` where it cannot be opened.
+    """The file: answers as JSON values by key. Of use to several threads. Raises `UserError` where it cannot be opened,
+    which calls it `named`.
 
     `hits` are questions that needed no asking (those asked twice in one call too), `misses` those that were asked.
     """
 
-    def __init__(self, path: str) -> None:
-        self._db = _opened(Path(path).expanduser())
+    def __init__(self, path: str, named: str = "judge.cache") -> None:
+        self._db = _opened(Path(path).expanduser(), named)
         self._lock = threading.Lock()
         self.hits = self.misses = self.errors = 0
 
@@ -180,21 +181,21 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(source, "sha256").hexdigest()
 
 
-def _opened(path: Path) -> sqlite3.Connection:
+def _opened(path: Path, named: str) -> sqlite3.Connection:
     """The file, made if there is none. Several actors may come here at the same moment."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
-        _make_or_check(db, path)
+        _make_or_check(db, path, named)
         with contextlib.suppress(sqlite3.OperationalError):  # another actor is at it; the old mode is as correct
             db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
     except (sqlite3.Error, OSError) as error:
-        raise UserError(f'judge.cache = {str(path)!r} cannot be used ({error}); name another file, or ""') from None
+        raise UserError(f'{named} = {str(path)!r} cannot be used ({error}); name another file, or ""') from None
     return db
 
 
-def _make_or_check(db: sqlite3.Connection, path: Path) -> None:
+def _make_or_check(db: sqlite3.Connection, path: Path, named: str) -> None:
     """In one transaction, so that nobody meets half a file."""
     with db:
         db.execute("BEGIN IMMEDIATE")
@@ -204,4 +205,4 @@ def _make_or_check(db: sqlite3.Connection, path: Path) -> None:
             db.execute(f"PRAGMA user_version = {FORMAT}")
         found = [db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
     if found != [APPLICATION_ID, FORMAT]:
-        raise UserError(f"judge.cache = {str(path)!r} is no judgement cache of this version; name another file")
+        raise UserError(f"{named} = {str(path)!r} is no judgement cache of this version; name another file")

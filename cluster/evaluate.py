@@ -13,12 +13,13 @@ from cluster import assets
 from cluster.controls import with_silence, with_wrong_audio
 from cluster.groups import JudgePool, RolloutPool, fetch
 from cluster.memory import MemoryWatch
+from cluster.readers import ReaderPlan, Readers
 from cluster.run_folder import write_atomically
 from cluster.runtime import ray_session
 from speechsum.audio import AudioLimits, load_audio
-from speechsum.config import JudgeConfig, RunConfig
+from speechsum.config import BASE, CASCADE, TEACHER, TEXT_MODE, JudgeConfig, RunConfig
 from speechsum.data import Draw
-from speechsum.errors import RunError
+from speechsum.errors import RunError, UserError
 from speechsum.eval_measures import NO_AUDIO, WRONG_AUDIO, Rows, measure
 from speechsum.eval_report import render_markdown
 from speechsum.eval_report_html import audio_uri, render_html
@@ -40,9 +41,13 @@ class Scorer:
     prompts: Sequence[Prompt]
 
     def score(
-        self, name: str, summaries: Sequence[str], say: Say, controls: Mapping[str, Sequence[str]] | None = None
-    ) -> Evaluation:
-        """One row for an `EvalTable`: a summary for each prompt, whoever wrote them, judged and measured."""
+        self, name: str, summaries: Sequence[str], say: Say, controls: Mapping[str, Sequence[str]] | None = None,
+        heard: Sequence[str] | None = None,
+    ) -> Evaluation:  # fmt: skip
+        """One row for an `EvalTable`: a summary for each prompt, whoever wrote them, judged and measured.
+
+        `heard` is the transcript that each was written from, where that is a recogniser's.
+        """
         say(f"evaluating {name}: judging")
         tasks = [JudgeTask(p.transcript, p.instruction, s) for p, s in zip(self.prompts, summaries, strict=True)]
         judged: dict[str, list[Judgement]] = {"judge": self.judge.score_all(tasks)}
@@ -50,13 +55,16 @@ class Scorer:
         if self.config.eval.second_judge is not None:
             say(f"evaluating {name}: the second judge")
             judges["second_judge"], judged["second_judge"] = self._ask(self.config.eval.second_judge, tasks, say)
-        rows = measure(self.prompts, summaries, judged["judge"], second=judged.get("second_judge"), controls=controls)
+        rows = measure(
+            self.prompts, summaries, judged["judge"], second=judged.get("second_judge"), controls=controls, heard=heard
+        )
         return {
             "rows": rows,
             "summaries": list(summaries),
             "judgements": {judge: [judgement_row(j) for j in own] for judge, own in judged.items()},
             "judges": judges,
             "controls": {control: list(said) for control, said in (controls or {}).items()},
+            "heard": list(heard or ()),
         }
 
     def _ask(self, chosen: JudgeConfig, tasks: Sequence[JudgeTask], say: Say) -> tuple[str, list[Judgement]]:
@@ -82,7 +90,7 @@ class Evaluator:
         say(f"evaluating {name}: {len(self.prompts)} held-out clips")
         summaries = self._summaries(self.prompts, f"eval-{name}", version)
         controls: dict[str, list[str]] = {}
-        for control, prompts in self._controls().items():
+        for control, prompts in self.controls().items():
             say(f"evaluating {name}: the same requests with {TOLD[control]}")
             controls[control] = self._summaries(prompts, f"eval-{name}-{control}", version)
         return self.scorer.score(name, summaries, say, controls)
@@ -98,9 +106,12 @@ class Evaluator:
         ]
         return result
 
-    def report(self, evaluations: Mapping[str, Evaluation], data: str, out: Path) -> None:
-        """Everything that was evaluated side by side, the first as the others' baseline: see `write_report`."""
-        table = EvalTable(self.prompts, self.config.eval.bootstrap)
+    def report(self, evaluations: Mapping[str, Evaluation], data: str, out: Path, trained: frozenset[str]) -> None:
+        """Everything that was evaluated side by side, the first as the others' baseline: see `write_report`.
+
+        `trained` are the kinds of request that training asks.
+        """
+        table = EvalTable(self.prompts, self.config.eval.bootstrap, trained)
         for name, evaluation in evaluations.items():
             table.add_row(name, evaluation)
         recordings = [audio_uri(load_audio(p.audio, _limits(self.config))) for p in self.prompts[:PLAYERS]]
@@ -113,7 +124,7 @@ class Evaluator:
     def _recordings(self) -> list[str]:
         return [p.audio.key for p in self.prompts]
 
-    def _controls(self) -> dict[str, list[Prompt]]:
+    def controls(self) -> dict[str, list[Prompt]]:
         """The prompts of each control that the recipe wants; one that the data does not allow is left out.
 
         Silence lies where starter speech does, so that what can read the one can read the other.
@@ -140,27 +151,41 @@ class Evaluator:
 
 def evaluate_checkpoints(
     checkpoints: Mapping[str, Path], data: Path, out: Path, config: RunConfig, clips: int | None = None,
-    players: int = PLAYERS,
+    players: int = PLAYERS, trained: frozenset[str] | None = None,
 ) -> Figures:  # fmt: skip
     """Checkpoints by name on one manifest (its first `clips` rows), side by side; the first is the others' baseline.
 
+    After them come the recipe's `eval.rows`: text mode and cascade are those of the first checkpoint, and `base` is
+    itself the first. `trained` are the kinds of request that training asks, None where nobody knows.
     Writes the figures as JSON to `out`, and beside it a table in Markdown and a page in HTML that plays the first
     `players` recordings. Returns the figures.
     """
     config = config.model_copy(update={"data": config.data.model_copy(update={"eval": str(data)})})
     folders = {name: assets.checkpoint_folder(str(path)) for name, path in checkpoints.items()}
+    if taken := {TEXT_MODE, CASCADE, TEACHER} & set(config.eval.rows) & folders.keys():
+        raise UserError(f"a checkpoint and a row are both called {min(taken)!r}; give the checkpoint another name")
+    if BASE in config.eval.rows and BASE not in folders:
+        folders = {BASE: assets.base_checkpoint(config, print), **folders}
     configs = {name: _for_checkpoint(config, folder) for name, folder in folders.items()}
     readable = [assets.eval_prompts(configs[name], folder, print)[:clips] for name, folder in folders.items()]
     judge_path = assets.judge_checkpoint(config.judge.path, print) if config.judge.kind == "likelihood" else None
-    table = EvalTable(readable[0], config.eval.bootstrap)
+    first = next(iter(folders))
+    plan = ReaderPlan.make(configs[first], folders[first], readable[0], print)
+    table = EvalTable(readable[0], config.eval.bootstrap, trained)
+    read: dict[str, Evaluation] = {}
     recordings = [audio_uri(load_audio(p.audio, _limits(config))) for p in table.prompts[:players]]
     with MemoryWatch() as memory, ray_session(None, memory, print):
         judge = JudgePool(config, judge_path)
         try:
             for name, folder in folders.items():
-                table.add_row(name, _evaluate(name, configs[name], folder, judge, table.prompts))
+                readers = plan if name == first else ReaderPlan()
+                own, others = _evaluate(name, configs[name], folder, judge, table.prompts, readers)
+                table.add_row(name, own)
+                read |= others
         finally:
             judge.close()
+    for name, evaluation in read.items():
+        table.add_row(name, evaluation)
     figures = {"data": str(data), **table.figures()}
     write_report(out, figures, recordings)
     return figures
@@ -176,12 +201,15 @@ def write_report(out: Path, figures: Figures, recordings: Sequence[str]) -> None
     write_atomically(out.with_suffix(".html"), render_html(figures, recordings))
 
 
-def _evaluate(name: str, config: RunConfig, folder: Path, judge: JudgePool, prompts: Sequence[Prompt]) -> Evaluation:
-    """One checkpoint, in engines that are gone again before the next one's start."""
+def _evaluate(
+    name: str, config: RunConfig, folder: Path, judge: JudgePool, prompts: Sequence[Prompt], plan: ReaderPlan
+) -> tuple[Evaluation, dict[str, Evaluation]]:
+    """One checkpoint and the plan's rows beside it, in engines that are gone again before the next one's start."""
     rollout = RolloutPool(config, folder)
     try:
         fetch(rollout.ready() + judge.ready())
-        return Evaluator(config, rollout, judge, prompts).run(name, BASE_VERSION, print)
+        evaluator = Evaluator(config, rollout, judge, prompts)
+        return evaluator.run(name, BASE_VERSION, print), Readers(plan, evaluator, name).run(BASE_VERSION, print)
     finally:
         rollout.close()
 

@@ -17,10 +17,12 @@ from ray import ObjectRef
 
 from actors.rollout import Rolled, RolloutActor
 from learner.worker import LearnerWorker
+from speechsum.audio import AudioLimits
 from speechsum.config import RunConfig, StageConfig
 from speechsum.data import Draw
 from speechsum.errors import RunError, UserError
 from speechsum.types import (
+    AudioRef,
     Batch,
     JudgeTask,
     Prompt,
@@ -185,6 +187,12 @@ class Pool:
         self._busy[self._owner.pop(ref)] -= 1
         return fetch(ref)
 
+    def _spread(self, items: Sequence[Any], call: Callable[[Any, list[Any]], ObjectRef]) -> list[Any]:
+        """An answer for each item, in order: each actor is called with its part of them."""
+        parts = [[items[i] for i in part] for part in np.array_split(np.arange(len(items)), len(self.actors))]
+        refs = [self.submit(lambda actor, part=part: call(actor, part)) for part in parts if part]  # type: ignore[misc]
+        return [answer for ref in refs for answer in self.take(ref)]
+
     def close(self) -> None:
         """End the processes."""
         for actor in self.actors:
@@ -212,6 +220,10 @@ class RolloutPool(Pool):
         parts = np.array_split(np.arange(len(draws)), len(self.actors))
         refs = [self.generate([draws[i] for i in part], sampling, run_id, version) for part in parts if len(part)]
         return [rolled for ref in refs for rolled in self.take(ref)]
+
+    def write_all(self, prompts: Sequence[Prompt], sampling: SamplingParams, version: int) -> list[str]:
+        """Summaries in the student's text mode, see `Rollout.write`; waits for them."""
+        return self._spread(prompts, lambda actor, part: actor.write.remote(part, sampling, version))
 
     def receive(self, payload: ObjectRef, stamp: WeightsVersion) -> None:
         """Put weights in force on every actor; returns when all of them serve `stamp`."""
@@ -274,12 +286,24 @@ class TeacherPool(Pool):
 
     def write_all(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> list[str]:
         """The teacher's own summaries, by the whole pool; waits for them."""
-        parts = np.array_split(np.arange(len(prompts)), len(self.actors))
-        refs = [self._write([prompts[i] for i in part], sampling) for part in parts if len(part)]
-        return [text for ref in refs for text in self.take(ref)]
-
-    def _write(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> ObjectRef:
-        return self.submit(lambda actor: actor.write.remote(prompts, sampling))
+        return self._spread(prompts, lambda actor, part: actor.write.remote(part, sampling))
 
 
-__all__ = ["JudgePool", "LearnerGroup", "RolloutPool", "ScoredGroup", "TeacherPool", "environment", "fetch"]
+class RecogniserPool(Pool):
+    """The first half of a cascade, as many as there are rollout actors; on the CPU, as those hold the GPUs."""
+
+    def __init__(self, config: RunConfig, checkpoint: Path) -> None:
+        from actors.recogniser import RecogniserActor
+
+        chosen = config.rollout
+        actor = _deployed(RecogniserActor, 0, chosen.engine.threads, chosen.resources)
+        super().__init__([actor.remote(str(checkpoint), chosen.engine.threads) for _ in range(chosen.actors)])
+
+    def transcribe_all(self, recordings: Sequence[AudioRef], limits: AudioLimits) -> list[str]:
+        """What each recording says, by the whole pool; waits for it."""
+        return self._spread(recordings, lambda actor, part: actor.transcribe.remote(part, limits))
+
+
+__all__ = [
+    "JudgePool", "LearnerGroup", "RecogniserPool", "RolloutPool", "ScoredGroup", "TeacherPool", "environment", "fetch",
+]  # fmt: skip

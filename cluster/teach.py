@@ -5,15 +5,11 @@ It is the way for a teacher whose token ids are not the student's, which on-poli
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cluster import assets
 from cluster.groups import TeacherPool, fetch
+from cluster.manifest_copy import check_beside, write_copy
 from cluster.memory import MemoryWatch
 from cluster.runtime import ray_session
 from speechsum.audio import AudioLimits
@@ -30,10 +26,7 @@ def teach(config: RunConfig, data: Path, out: Path) -> None:
     """
     if not config.teacher.path:
         raise UserError("the recipe names no teacher; set teacher.path to a checkpoint, or to 'starter'")
-    if out.suffix != data.suffix or out.resolve().parent != data.resolve().parent or out.resolve() == data.resolve():
-        raise UserError(
-            f"--out {out} has to be another {data.suffix} file in the folder of {data}: audio is named from there"
-        )
+    check_beside(data, out)
     folder = assets.teacher_folder(config.teacher, print)
     prompts = read_manifest(
         data, root=config.data.root, limits=AudioLimits(max_s=config.model.max_audio_s), check_prompt=_has_transcript
@@ -46,23 +39,8 @@ def teach(config: RunConfig, data: Path, out: Path) -> None:
             written = pool.write_all(prompts, sampling)
         finally:
             pool.close()
-    _write(data, out, written)
+    write_copy(data, out, range(len(prompts)), {"reference": written})
 
 
 def _has_transcript(prompt: Prompt) -> str | None:
     return None if prompt.transcript.strip() else "transcript missing or empty, which is what the teacher reads"
-
-
-def _write(data: Path, out: Path, references: Sequence[str]) -> None:
-    """Every row as it was, with another reference."""
-    aside = out.with_suffix(".unfinished")
-    if data.suffix == ".jsonl":
-        rows = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines() if line.strip()]
-        lines = [json.dumps(row | {"reference": text}) for row, text in zip(rows, references, strict=True)]
-        aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    else:
-        table = pq.read_table(data)
-        if "reference" in table.column_names:
-            table = table.drop_columns("reference")
-        pq.write_table(table.append_column("reference", pa.array(references, pa.string())), aside)
-    aside.replace(out)

@@ -16,6 +16,7 @@ from cluster.evaluate import Evaluator
 from cluster.groups import JudgePool, LearnerGroup, Pool, RolloutPool, TeacherPool, fetch
 from cluster.memory import MemoryWatch
 from cluster.ports import RayPorts
+from cluster.readers import ReaderPlan, Readers, reads_by_teacher
 from cluster.run_folder import RunFolder
 from cluster.runtime import ray_session
 from cluster.stopping import StopRequest
@@ -24,6 +25,7 @@ from learner.checkpoint import load_checkpoint, newest_checkpoint
 from speechsum.config import RunConfig, StageConfig
 from speechsum.data import PromptStream
 from speechsum.errors import StopAsked, UserError
+from speechsum.eval_table import kind_of
 from speechsum.families import FAMILIES
 from speechsum.ledger import Ledger
 from speechsum.objectives import DpoLoss, OpdLoss
@@ -70,6 +72,7 @@ class Plan:
     train: list[Prompt]
     held_out: list[Prompt]
     pairs: dict[str, dict[str, list[Pair]]]
+    readers: ReaderPlan
     resume_from: Path | None
 
 
@@ -88,8 +91,9 @@ def make_plan(config: RunConfig, folder: RunFolder, watch: Watch, resume: bool) 
         stage.name: assets.pairs_by_prompt(stage.loss.pairs, train)
         for stage in config.stage if isinstance(stage.loss, DpoLoss) and stage.loss.pairs
     }  # fmt: skip
+    readers = ReaderPlan.make(config, checkpoint, held_out, watch.status) if held_out else ReaderPlan()
     newest = newest_checkpoint(folder.checkpoints) if resume else None
-    return Plan(checkpoint, judge, teacher, adapter, train, held_out, pairs, newest)
+    return Plan(checkpoint, judge, teacher, adapter, train, held_out, pairs, readers, newest)
 
 
 def _refuse_without_gpus(config: RunConfig) -> None:
@@ -97,7 +101,7 @@ def _refuse_without_gpus(config: RunConfig) -> None:
     wanted = config.learner.ranks * config.learner.gpus_per_rank
     if samples_from_student(config):
         wanted += sum(pool.actors * pool.gpus_per_actor for pool in (config.rollout, config.judge))
-    if any("teacher" in stage.kind.scorers for stage in config.stage):
+    if any("teacher" in stage.kind.scorers for stage in config.stage) or reads_by_teacher(config):
         wanted += config.teacher.actors * config.teacher.gpus_per_actor
     found = ray.cluster_resources().get("GPU", 0)
     if wanted > found:
@@ -210,6 +214,7 @@ class Training:
         self._restore()
         self._first_push()
         self._evaluate("before")
+        self._evaluate_readers()
         for index, stage in enumerate(self.config.stage):
             if index >= self.progress.stage:
                 with self.stop.held():
@@ -217,7 +222,8 @@ class Training:
             if (self.progress.stage, self.progress.step) == (index + 1, 0):
                 self._evaluate("after" if stage is self.config.stage[-1] else stage.name)
         if evaluator := self._evaluator():
-            evaluator.report(self.progress.evaluations, self.config.data.eval, self.folder.path / "eval.json")
+            trained = frozenset(kind_of(p) for p in self.plan.train)
+            evaluator.report(self.progress.evaluations, self.config.data.eval, self.folder.path / "eval.json", trained)
         self.watch.status("exporting the trained model")
         self.crew.learner.export(self.folder.path / "model")
         return self._summary()
@@ -288,14 +294,25 @@ class Training:
         if evaluator and name not in self.progress.evaluations:
             self.progress.evaluations[name] = evaluator.run(name, self.progress.version, self.watch.status)
 
+    def _evaluate_readers(self) -> None:
+        """The recipe's `eval.rows`: what the student is before training, reading; a resumed run has them already."""
+        evaluator, rows = self._evaluator(), self.plan.readers.rows
+        if evaluator and not self.progress.evaluations.keys() >= set(rows):
+            readers = Readers(self.plan.readers, evaluator, "before", self.crew.teacher)
+            self.progress.evaluations |= readers.run(self.progress.version, self.watch.status)
+
     def _compared(self) -> dict[str, Any]:
         """`before`, `after` and their difference, and how the run stood after each stage but the last."""
         evaluator = self._evaluator()
         if evaluator is None:
             return {}
         between = {s.name: self.progress.evaluations[s.name] for s in self.config.stage[:-1]}
+        read = {row: self.progress.evaluations[row] for row in self.plan.readers.rows}
         compared = evaluator.compare({name: self.progress.evaluations[name] for name in ("before", "after")})
-        return compared | {"stages": {name: evaluator.means(e["rows"]) for name, e in between.items()}}
+        return compared | {
+            key: {name: evaluator.means(e["rows"]) for name, e in own.items()}
+            for key, own in (("stages", between), ("rows", read))
+        }
 
     def _evaluator(self) -> Evaluator | None:
         """None in a run without held-out clips."""

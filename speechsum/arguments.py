@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_data(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    data = subparsers.add_parser("data", help="make starter speech, or check a manifest")
+    data = subparsers.add_parser("data", help="make starter speech, check a manifest, or write one anew")
     kinds = data.add_subparsers(metavar="COMMAND", required=True)
     synth = kinds.add_parser("synth", help="write a set of synthetic talks with requests and references")
     synth.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for audio and manifest")
@@ -58,6 +58,29 @@ def _add_data(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
     teach.add_argument("--out", type=Path, required=True, metavar="M2", help="the manifest to write, beside the other")
     _add_override(teach)
     teach.set_defaults(command=commands.data_teach)
+    _add_ask(kinds)
+
+
+def _add_ask(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    ask = kinds.add_parser("ask", help="many requests about each recording, by a language model that reads transcripts")
+    ask.add_argument("--data", type=Path, required=True, metavar="M", help="manifest with transcripts")
+    ask.add_argument("--out", type=Path, required=True, metavar="M2", help="the manifest to write, beside the other")
+    ask.add_argument("--endpoint", required=True, metavar="URL", help="OpenAI-compatible, such as http://host:8000/v1")
+    ask.add_argument("--model", required=True, metavar="NAME", help="as the endpoint lists it")
+    ask.add_argument("--per-clip", type=_positive, default=4, metavar="N", help="requests (default: %(default)s)")
+    ask.add_argument(
+        "--least", type=int, choices=range(1, 6), default=4, metavar="N",
+        help="of importance and of answered, from 1 to 5, to be kept (default: %(default)s)",
+    )  # fmt: skip
+    ask.add_argument("--languages", type=_names, default=(), metavar="A,B", help="to ask for answers in, in turn")
+    ask.add_argument("--seed", type=int, default=0, metavar="S", help="which styles (default: %(default)s)")
+    ask.add_argument("--root", type=Path, metavar="R", help="folder that no audio path may leave")
+    ask.add_argument("--cache", type=Path, metavar="F", help="what was answered (default: beside M2, .asked.sqlite)")
+    ask.add_argument("--concurrency", type=_positive, default=16, metavar="N", help="calls (default: %(default)s)")
+    ask.add_argument(
+        "--api-key-env", default="SPEECHSUM_ASK_API_KEY", metavar="V", help="variable with the key (%(default)s)"
+    )
+    ask.set_defaults(command=commands.data_ask)
 
 
 def _add_train(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -104,12 +127,21 @@ def _add_jobs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _add_eval(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     evaluate = subparsers.add_parser("eval", help="measure checkpoints on held-out speech, with controls, side by side")
     evaluate.add_argument(
-        "--checkpoint", action="append", required=True, metavar="[NAME=]P",
+        "--checkpoint", action="append", default=[], metavar="[NAME=]P",
         help="exported checkpoint folder; again for another, each compared with the first",
     )  # fmt: skip
     evaluate.add_argument("--data", type=Path, required=True, metavar="M", help="manifest of held-out speech")
     evaluate.add_argument(
         "--out", type=Path, required=True, metavar="F.json", help="figures; F.md and F.html beside it"
+    )
+    evaluate.add_argument(
+        "--rows",
+        type=_names,
+        metavar="A,B",
+        help="beside them: text-mode, cascade, teacher, base (the recipe's student)",
+    )
+    evaluate.add_argument(
+        "--recipe", type=Path, metavar="RECIPE", help="take judge, teacher, student and evaluation from this recipe"
     )
     evaluate.add_argument("--judge-path", metavar="P", help="causal LM of the likelihood judge (default: starter)")
     evaluate.add_argument(

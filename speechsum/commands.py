@@ -63,6 +63,26 @@ def data_teach(options: argparse.Namespace) -> int:
     return 0
 
 
+def data_ask(options: argparse.Namespace) -> int:
+    """`speechsum data ask`."""
+    from speechsum.config import EndpointConfig
+
+    if not options.endpoint.startswith(("http://", "https://")):
+        raise UserError(f"--endpoint {options.endpoint} is no address; write one like http://host:8000/v1")
+    _must_be_writable(options.out, "--out")
+    endpoint = EndpointConfig(
+        url=options.endpoint, model=options.model, api_key_env=options.api_key_env, concurrency=options.concurrency
+    )
+    cache = options.cache or options.out.with_suffix(".asked.sqlite")
+    from cluster.ask import AskOptions, ask
+
+    chosen = AskOptions(options.per_clip, options.least, options.seed, tuple(options.languages), options.root)
+    tally = ask(options.data, options.out, endpoint, cache, chosen, lambda text: print(text, file=sys.stderr))
+    print("\n".join(tally.lines()), file=sys.stderr)
+    print(options.out)
+    return 0
+
+
 def data_check(options: argparse.Namespace) -> int:
     """`speechsum data check`."""
     from speechsum.audio import AudioLimits
@@ -208,22 +228,29 @@ def _job_command(name: str, options: argparse.Namespace) -> str:
 
 def evaluate(options: argparse.Namespace) -> int:
     """`speechsum eval`."""
-    from speechsum.config import STANDALONE, load_recipe
+    from speechsum.config import BASE, STANDALONE, load_recipe
 
     overrides = list(options.override)
     overrides += [] if options.judge_path is None else [f"judge.path={json.dumps(options.judge_path)}"]
-    config = load_recipe(STANDALONE, overrides)
+    overrides += [] if options.rows is None else [f"eval.rows={json.dumps(options.rows)}"]
+    config = load_recipe(options.recipe or STANDALONE, overrides)
     if options.judge_recipe is not None:
         second = load_recipe(options.judge_recipe).judge
         config = config.model_copy(update={"eval": config.eval.model_copy(update={"second_judge": second})})
     checkpoints = _named_checkpoints(options.checkpoint)
+    if not checkpoints and BASE not in config.eval.rows:
+        raise UserError(
+            "there is nothing to evaluate; name a --checkpoint, or ask for the recipe's own with --rows base"
+        )
     _must_exist(options.data, "--data")
     files = _report_files(options.out)
     _calm_threads()
     _stay_on_this_machine()
+    from cluster.assets import trained_kinds
     from cluster.evaluate import evaluate_checkpoints
 
-    evaluate_checkpoints(checkpoints, options.data, options.out, config, options.clips, options.players)
+    trained = trained_kinds(config) if options.recipe else None
+    evaluate_checkpoints(checkpoints, options.data, options.out, config, options.clips, options.players, trained)
     print(f"wrote {', '.join(map(str, files))}")
     return 0
 

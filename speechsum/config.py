@@ -22,6 +22,11 @@ from speechsum.section import Fraction, NonNegative, Positive, Resources, Sectio
 from speechsum.stages import StageKind, kind_of
 
 STARTER = "starter"
+TEXT_MODE, CASCADE, TEACHER, BASE = "text-mode", "cascade", "teacher", "base"
+"""Rows of an evaluation beside those of checkpoints and stages; see `EvalConfig.rows`."""
+
+EVALUATED = frozenset({"before", "after", TEXT_MODE, CASCADE, TEACHER, BASE})
+"""What else a run's evaluations are called by, so that no stage is."""
 
 STANDALONE = Path(__file__).with_name("standalone.toml")
 """The recipe of the commands that take none."""
@@ -80,12 +85,14 @@ class SpeechConfig(Section):
     """How much starter speech to synthesise when `data.train` is `starter`.
 
     `terse` is the share of training references that tell the first fact only, as a hurried writer's would; the
-    references of held-out speech are always whole.
+    references of held-out speech are always whole. `held_out_requests` are asked of held-out speech besides, out of
+    the kinds that training never asks: `json`, `two_bullets`, `limit`.
     """
 
     train_clips: Positive = 256
     eval_clips: Positive = 48
     requests: tuple[str, ...] = ("sentence", "bullets", "task", "keywords")
+    held_out_requests: tuple[Literal["json", "two_bullets", "limit"], ...] = ()
     terse: Fraction = 0.0
     workers: Positive = 2
 
@@ -313,6 +320,10 @@ class EvalConfig(Section):
     `controls` ask the same with somebody else's recording (`wrong_audio`) or silence (`no_audio`): a gain that
     survives them is not listening. `second_judge` scores evaluations only, so that training cannot learn to please it;
     its engine starts beside the others for each evaluation and ends with it.
+    `rows` stand beside the checkpoints: the student reading the transcript (`text-mode`), a recogniser's transcript
+    read by the teacher or, without one, by the student (`cascade`), the teacher reading the true one (`teacher`), and
+    the student before training (`base`, which in a run is `before` and there anyway). `recogniser` is the folder of a
+    Whisper checkpoint, or `starter` for the kit's whisper-tiny.en; the starter needs none named.
     """
 
     clips: Annotated[int, Field(ge=0)] = 48
@@ -320,6 +331,8 @@ class EvalConfig(Section):
     bootstrap: Positive = 2000
     controls: tuple[Literal["wrong_audio", "no_audio"], ...] = ("wrong_audio",)
     second_judge: JudgeConfig | None = None
+    rows: tuple[Literal["text-mode", "cascade", "teacher", "base"], ...] = ()
+    recogniser: str = ""
 
 
 class PreflightConfig(Section):
@@ -357,8 +370,8 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _lengths_fit(self) -> Self:
         names = [s.name for s in self.stage]
-        if len(set(names)) != len(names) or {"before", "after"} & set(names):
-            raise ValueError(f"stage names must differ, and none be 'before' or 'after'; got {names}")
+        if len(set(names)) != len(names) or EVALUATED & set(names):
+            raise ValueError(f"stage names must differ, and none be one of {', '.join(sorted(EVALUATED))}; got {names}")
         if self.rollout.temperature == 0 and any(s.group_size > 1 for s in self.stage):
             raise ValueError("rollout.temperature = 0 makes all completions of a group alike; set it above 0")
         for stage in self.stage:

@@ -28,7 +28,7 @@ from speechsum.errors import UserError
 from speechsum.types import AudioRef, Prompt
 
 REQUIRED = ("id", "audio", "instruction")
-OPTIONAL_TEXT = ("transcript", "reference", "licence")
+OPTIONAL_TEXT = ("transcript", "reference", "licence", "request")
 LISTS = ("facts", "clip_facts")
 
 SHOWN_PROBLEMS = 20

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from speechsum.forms import form_obeyed
+from speechsum.obeying import obeyed
 from speechsum.rewards import loop_share, words
-from speechsum.textscores import copied_share, fact_precision, fact_recall, length_obeyed, rouge_l
+from speechsum.textscores import copied_share, fact_precision, fact_recall, length_obeyed, rouge_l, word_error_rate
 from speechsum.types import Judgement, Prompt, Reward
 
 Rows = dict[str, list[float | None]]
@@ -51,6 +52,8 @@ MEASURES = (
     Measure("rougeL", "ROUGE-L", "words in common with the reference, in order"),
     Measure("wrong_audio_rougeL", "ROUGE-L, wrong audio", "ROUGE-L with somebody else's recording", better=-1),
     Measure("no_audio_rougeL", "ROUGE-L, no audio", "ROUGE-L with silence of the same length", better=-1),
+    Measure("word_errors", "word errors", "words that a cascade's recogniser misheard, per word said", None, better=-1),
+    Measure("obeyed", "rules obeyed", "how far the request's rules are kept: length, form, keys, language"),
     Measure("length_obeyed", "length obeyed", "share with as many words as were asked for"),
     Measure("form_obeyed", "form obeyed", "share in the form asked for: bullets, JSON, key words, one sentence"),
     Measure("repetition", "repetition", "share of four-word runs that repeat", better=-1),
@@ -68,9 +71,11 @@ def measure(
     *,
     second: Sequence[Judgement] | None = None,
     controls: Mapping[str, Sequence[str]] | None = None,
+    heard: Sequence[str] | None = None,
 ) -> Rows:
     """Every measure of every item. `controls` holds the answers to the same requests under `WRONG_AUDIO`, `NO_AUDIO`.
 
+    `heard` is what a recogniser wrote down of each recording, where the summaries were written from that.
     Raises ValueError where the sequences differ in length.
     """
     pairs = list(zip(prompts, summaries, strict=True))
@@ -88,6 +93,8 @@ def measure(
         "fact_precision": precision,
         "fact_f1": [f1(r, p) for r, p in zip(recall, precision, strict=True)],
         "rougeL": [_rouge(p, s) for p, s in pairs],
+        "word_errors": [_word_errors(p, text) for p, text in zip(prompts, heard or unknown, strict=True)],
+        "obeyed": [obeyed(s, p.instruction) for p, s in pairs],
         "length_obeyed": [length_obeyed(s, p.instruction) for p, s in pairs],
         "form_obeyed": [form_obeyed(s, p.instruction) for p, s in pairs],
         "repetition": [loop_share(s) for s in summaries],
@@ -154,6 +161,10 @@ def _recall(prompt: Prompt, summary: str | None) -> float | None:
 def _precision(prompt: Prompt, summary: str, vocabulary: Sequence[str]) -> float | None:
     facts = prompt.clip_facts or prompt.facts
     return fact_precision(summary, facts, vocabulary) if facts else None
+
+
+def _word_errors(prompt: Prompt, heard: str | None) -> float | None:
+    return None if heard is None else word_error_rate(heard, prompt.transcript)
 
 
 def _rouge(prompt: Prompt, summary: str | None) -> float | None:

@@ -20,11 +20,14 @@ DIFFERENCES = (
     f"Paired differences, item by item; an asterisk where the interval leaves out zero and at least {LEAST_RECORDINGS} "
     "recordings were compared."
 )
+KINDS = '"Held out" is a kind that training never asks, where the recipe says what it asks.'
+RULES_OBEYED = "From 0 to 1, over the items whose request speaks of the rule and where the rule can tell."
 
 
 def render_markdown(figures: Figures) -> str:
     """The whole report but for the samples, which the page shows."""
-    return "\n".join((*_means(figures), *_against(figures), *_meanings(figures), ""))
+    parts = (*_means(figures), *_against(figures), *_kinds(figures), *_rules(figures), *_meanings(figures))
+    return "\n".join((*parts, ""))
 
 
 def known_measures(figures: Figures) -> list[Measure]:
@@ -68,6 +71,28 @@ def _of(known: int, items: int) -> str:
     return f" of {known}" if 0 < known < items else ""
 
 
+def kind_cells(figures: Figures) -> Iterator[list[str]]:
+    """A line for each kind of request and measure: what they are, then each row's mean."""
+    titles = {m.key: m.title for m in known_measures(figures)}
+    for kind, own in figures.get("kinds", {}).items():
+        name = f"{kind} ({'held out, ' if own['held_out'] else ''}n = {own['n']})"
+        for key, title in titles.items():
+            if any(row.get(key) for row in own["rows"].values()):
+                cells = (estimate_text(row.get(key)) + _of(row["known"][key], own["n"]) for row in own["rows"].values())
+                yield [f"{name}: {title}", *cells]
+
+
+def rule_cells(figures: Figures) -> Iterator[list[str]]:
+    """A line for each rule that any request speaks of: its name, then how far each row obeys it."""
+    for rule, rows in figures.get("rules", {}).items():
+        yield [rule, *(estimate_text(rows[name]) for name in figures["rows"])]
+
+
+def systems(figures: Figures) -> Iterator[str]:
+    """A sentence for each row that is no checkpoint."""
+    yield from (f"{name}: {system}" for name, system in figures.get("systems", {}).items())
+
+
 def win_rates(comparison: Figures) -> Iterator[str]:
     """A sentence for each judge that compared a row with the first."""
     for judge, won in comparison["win_rate"].items():
@@ -79,6 +104,21 @@ def win_rates(comparison: Figures) -> Iterator[str]:
 def _means(figures: Figures) -> Iterator[str]:
     yield from ("# Evaluation", "", _cell(heading(figures)), "", MEANS, "")
     yield from _table(["measure", *figures["rows"]], mean_cells(figures))
+    if figures.get("systems"):
+        yield ""
+        yield from (f"- {_cell(sentence)}" for sentence in systems(figures))
+
+
+def _kinds(figures: Figures) -> Iterator[str]:
+    if len(figures.get("kinds", {})) > 1:
+        yield from ("", "## By kind of request", "", KINDS, "")
+        yield from _table(["kind", *figures["rows"]], kind_cells(figures))
+
+
+def _rules(figures: Figures) -> Iterator[str]:
+    if figures.get("rules"):
+        yield from ("", "## Rules obeyed", "", RULES_OBEYED, "")
+        yield from _table(["rule", *figures["rows"]], rule_cells(figures))
 
 
 def _against(figures: Figures) -> Iterator[str]:

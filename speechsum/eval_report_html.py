@@ -18,12 +18,17 @@ from speechsum.audio import SAMPLE_RATE
 from speechsum.eval_measures import MEASURES
 from speechsum.eval_report import (
     DIFFERENCES,
+    KINDS,
     MEANS,
+    RULES_OBEYED,
     Figures,
     difference_cells,
     heading,
+    kind_cells,
     known_measures,
     mean_cells,
+    rule_cells,
+    systems,
     win_rates,
 )
 from speechsum.eval_report_plots import interval_plot
@@ -46,6 +51,7 @@ def render_html(figures: Figures, recordings: Sequence[str] = ()) -> str:
         f'<header><h1>Evaluation</h1><p class="quiet">{_text(heading(figures))}</p></header>',
         *_means(figures),
         *_against(figures),
+        *_kinds(figures),
         *_plots(figures),
         *_samples(figures, recordings),
         *_meanings(figures),
@@ -72,6 +78,16 @@ def _text(text: str) -> str:
 def _means(figures: Figures) -> Iterator[str]:
     yield f'<h2>Means</h2><p class="quiet">{_text(MEANS)}</p>'
     yield from _table(["measure", *figures["rows"]], mean_cells(figures))
+    yield from (f"<p>{_text(sentence)}.</p>" for sentence in systems(figures))
+
+
+def _kinds(figures: Figures) -> Iterator[str]:
+    if len(figures.get("kinds", {})) > 1:
+        yield f'<h2>By kind of request</h2><p class="quiet">{_text(KINDS)}</p>'
+        yield from _table(["kind", *figures["rows"]], kind_cells(figures))
+    if figures.get("rules"):
+        yield f'<h2>Rules obeyed</h2><p class="quiet">{RULES_OBEYED}</p>'
+        yield from _table(["rule", *figures["rows"]], rule_cells(figures))
 
 
 def _against(figures: Figures) -> Iterator[str]:
@@ -133,6 +149,8 @@ def _sample(place: int, item: Mapping[str, Any], recording: str | None) -> Itera
     for name, answer in item["answers"].items():
         yield f'<section class="answer"><h4>{_text(name)}</h4>'
         yield f'<p class="summary">{_marked(answer["summary"], item["transcript"])}</p>'
+        if answer.get("heard") is not None:
+            yield f'<p class="quiet">written from: {_marked(answer["heard"], item["transcript"])}</p>'
         for judge, judgement in answer["judgements"].items():
             yield from _judgement(JUDGES.get(judge, judge), judgement)
         yield from _controls(answer["controls"])

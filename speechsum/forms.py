@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable
 from enum import StrEnum
+from typing import Any
 
 from speechsum.rewards import asks_for_keywords, folded, words
 
@@ -46,17 +47,20 @@ _NO_BREAK = re.compile(r"(?:\b[A-Z]|\b(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|cf|approx
 
 def asked_form(instruction: str) -> Form | None:
     """The one form that a request names; None where it names none, two, or one that it does not want."""
+    asked = named_forms(instruction)
+    return asked.pop() if len(asked) == 1 and not _AVOIDED.search(folded(instruction)) else None
+
+
+def named_forms(instruction: str) -> set[Form]:
+    """Every form that a request speaks of, whether it wants it or not."""
     request = folded(instruction)
-    if _AVOIDED.search(request):
-        return None
     named = {
         Form.JSON: bool(_JSON.search(request)),
         Form.BULLETS: bool(_BULLETS.search(request)),
         Form.KEYWORDS: asks_for_keywords(instruction),
         Form.SENTENCE: bool(_SENTENCE.search(request)),
     }
-    asked = [form for form, found in named.items() if found]
-    return asked[0] if len(asked) == 1 else None
+    return {form for form, found in named.items() if found}
 
 
 def form_obeyed(summary: str, instruction: str) -> float | None:
@@ -69,41 +73,70 @@ def form_obeyed(summary: str, instruction: str) -> float | None:
     return float(_RULES[form](summary))
 
 
-def _is_json(text: str) -> bool:
-    """An object or a list and nothing else; one Markdown fence around all of it is taken off."""
+def parsed_json(text: str) -> dict[str, Any] | list[Any] | None:
+    """An object or a list and nothing else, None for the rest; one Markdown fence around all of it is taken off."""
     fenced = _FENCED.match(text)
     try:
-        return isinstance(json.loads(fenced.group(1) if fenced else text), dict | list)
+        value = json.loads(fenced.group(1) if fenced else text)
     except (ValueError, RecursionError):
-        return False
+        return None
+    return value if isinstance(value, dict | list) else None
 
 
-def _is_bullets(text: str) -> bool:
-    """Two lines and more with a mark or a number each, below at most one heading that ends in a colon."""
+def bullet_share(text: str) -> tuple[float, int]:
+    """Share of lines with a mark or a number, below at most one heading that ends in a colon, and how many have one."""
     lines = [line for line in text.splitlines() if line.strip()]
     if lines and lines[0].rstrip().endswith(":") and not _BULLET.match(lines[0]):
         lines = lines[1:]
-    return len(lines) >= 2 and all(_BULLET.match(line) for line in lines)
+    marked = sum(bool(_BULLET.match(line)) for line in lines)
+    return (marked / len(lines) if lines else 0.0), marked
+
+
+def without_mark(line: str) -> str:
+    """A line of a list without its bullet or number."""
+    found = _BULLET.match(line)
+    return line[found.end() - 1 :] if found else line
+
+
+def keyword_share(text: str) -> tuple[float, int]:
+    """Share of entries that are short and no statement, and how many entries there are."""
+    if _STATEMENT_END.search(text):
+        return 0.0, 0
+    lengths = [length for entry in _ITEM_BREAK.split(text) if (length := len(words(entry)))]
+    return (sum(length <= MAX_ITEM_WORDS for length in lengths) / len(lengths) if lengths else 0.0), len(lengths)
+
+
+def sentence_count(text: str) -> int:
+    """Sentences, a line with words in it holding at least one; "Dr. Lee" and "J. Lee" end none."""
+    return sum(1 + _inner_ends(line.strip()) for line in text.splitlines() if words(line))
+
+
+def _inner_ends(line: str) -> int:
+    return sum(
+        not _NO_BREAK.search(line[: hit.end()]) and bool(words(line[hit.end() :]))
+        for hit in _SENTENCE_BREAK.finditer(line)
+    )
+
+
+def _is_json(text: str) -> bool:
+    return parsed_json(text) is not None
+
+
+def _is_bullets(text: str) -> bool:
+    """Two lines and more, all of them bullets."""
+    share, marked = bullet_share(text)
+    return marked >= 2 and share == 1.0
 
 
 def _is_keywords(text: str, least: int) -> bool:
     """Short entries with separators between them, and no sentences."""
-    if _STATEMENT_END.search(text):
-        return False
-    lengths = [len(words(entry)) for entry in _ITEM_BREAK.split(text)]
-    entries = [length for length in lengths if length]
-    return len(entries) >= least and max(entries) <= MAX_ITEM_WORDS
+    share, entries = keyword_share(text)
+    return entries >= least and share == 1.0
 
 
 def _is_one_sentence(text: str) -> bool:
-    """One line with words in it and no end of a sentence before its own end; "Dr. Lee" and "J. Lee" are none."""
-    lines = [line for line in text.splitlines() if words(line)]
-    if len(lines) != 1 or _BULLET.match(lines[0]):
-        return False
-    line = lines[0].strip()
-    return all(
-        _NO_BREAK.search(line[: hit.end()]) or not words(line[hit.end() :]) for hit in _SENTENCE_BREAK.finditer(line)
-    )
+    """One line with words in it and no end of a sentence before its own end."""
+    return sentence_count(text) == 1 and not any(_BULLET.match(line) for line in text.splitlines() if words(line))
 
 
 _RULES: dict[Form, Callable[[str], bool]] = {

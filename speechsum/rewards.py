@@ -43,10 +43,8 @@ _NUMBER = rf"(\d{{1,5}}|{'|'.join(_NUMBERS)})"
 _KEYWORDS = re.compile(r"\bkey[\s-]?(?:words?|terms?|phrases?)\b|\btags\b")
 _KEYWORD_COUNT = re.compile(rf"\b{_NUMBER}\s+(?:[a-z]+\s+)?(?:key[\s-]?(?:words?|terms?|phrases?)|tags)\b")
 _WORD_RANGE = re.compile(rf"\b{_NUMBER}\s*(?:-|\u2013|to)\s*{_NUMBER}\s+words?\b")
-_WORD_LIMIT = re.compile(
-    r"\b(?:at most|under|below|up to|within|no more than|not more than|fewer than|less than|max(?:imum)?(?: of)?)"
-    rf"\s+(?:a\s+)?{_NUMBER}\s+words?\b"
-)
+_LIMIT = r"(?:at most|under|below|up to|within|no more than|not more than|fewer than|less than|max(?:imum)?(?: of)?)"
+_WORD_LIMIT = re.compile(rf"\b{_LIMIT}\s+(?:a\s+)?{_NUMBER}\s+words?\b")
 _WORD_TARGET = re.compile(rf"\b{_NUMBER}[\s-]words?\b")
 _OTHER_SCRIPT_LANGUAGE = re.compile(
     r"\b(?:arabic|armenian|bengali|bulgarian|burmese|cantonese|chinese|farsi|georgian|greek|gujarati|hebrew|hindi"
@@ -193,6 +191,24 @@ def asked_words(instruction: str) -> tuple[int, int] | None:
     if match := _WORD_TARGET.search(request):
         target = _number(match.group(1))
         return math.floor(0.8 * target), math.ceil(1.2 * target)
+    return None
+
+
+def asked_count(instruction: str, noun: str) -> tuple[float, float] | None:
+    """The (least, most) of something a request asks for, or None where it names no number. `noun` is a pattern.
+
+    "three to five bullets", "at most 3 bullets", "at least two bullets", "three bullets". A limit has no least.
+    """
+    request = folded(instruction)
+    if match := re.search(rf"\b{_NUMBER}\s*(?:-|\u2013|to|or)\s*{_NUMBER}\s+{noun}\b", request):
+        low, high = sorted((_number(match.group(1)), _number(match.group(2))))
+        return low, high
+    if match := re.search(rf"\b{_LIMIT}\s+(?:a\s+)?{_NUMBER}\s+{noun}\b", request):
+        return 0, _number(match.group(1))
+    if match := re.search(rf"\b(?:at least|no fewer than|min(?:imum)?(?: of)?)\s+{_NUMBER}\s+{noun}\b", request):
+        return _number(match.group(1)), math.inf
+    if match := re.search(rf"\b{_NUMBER}[\s-]{noun}\b", request):
+        return _number(match.group(1)), _number(match.group(1))
     return None
 
 

@@ -82,6 +82,23 @@ def rouge_l(summary: str, reference: str) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
+def word_error_rate(heard: str, said: str) -> float | None:
+    """Words to be put in, left out or changed to make `heard` what was `said`, per word said; None where nothing was.
+
+    The edit distance of Levenshtein 1966 over words; 0 is perfect, and what was made up can take it beyond 1.
+    """
+    own, wanted = words(heard), words(said)
+    if not wanted:
+        return None
+    row = list(range(len(wanted) + 1))
+    for count, word in enumerate(own, start=1):
+        diagonal, row[0] = row[0], count
+        for column, other in enumerate(wanted, start=1):
+            changed = diagonal + (word != other)
+            diagonal, row[column] = row[column], min(changed, row[column] + 1, row[column - 1] + 1)
+    return row[-1] / len(wanted)
+
+
 def length_obeyed(summary: str, instruction: str) -> float | None:
     """1.0 where the summary has as many words as were asked for, 0.0 where not, by `rewards.asked_words`.
 

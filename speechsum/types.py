@@ -43,7 +43,8 @@ class Prompt:
     """One item of the data: what the student hears and is asked. Data -> rollout actor and judge.
 
     `transcript` and `reference` may be empty where the data has none; `facts` are the surface forms that this
-    request asks for, `clip_facts` all that are true of the recording (metrics and the lexical control only).
+    request asks for, `clip_facts` all that are true of the recording (metrics and the lexical control only). `request`
+    names the kind of instruction, for breakdowns (see `speechsum.obeying.request_kind` for those without).
     """
 
     id: str
@@ -54,6 +55,7 @@ class Prompt:
     facts: tuple[str, ...] = ()
     clip_facts: tuple[str, ...] = ()
     licence: str = ""
+    request: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ Held-out talks use sentence patterns, fillers and corrections that training neve
 lists. What they measure is listening and summarising, not whether the model knows a new name.
 """
 
+import json
 import random
 import re
 import string
@@ -19,11 +20,14 @@ GRAMMAR_VERSION = 2
 """Raise on any change of what a seed yields; finished sets made by another version are then made again."""
 
 TALK_KINDS = ("meeting", "voicemail", "news", "lecture", "support")
-REQUEST_KINDS = ("sentence", "bullets", "task", "keywords", "transcription", "words")
+REQUEST_KINDS = ("sentence", "bullets", "task", "keywords", "transcription", "words", "json", "two_bullets", "limit")
 SUMMARY_REQUESTS = ("sentence", "bullets", "task", "keywords")
 """The requests that ask for a summary. The others are only for aligning the projector: a transcription, and `words`,
 the transcription of a clip that holds nothing but a few facts. A second of sound is soon connected with its word, and
 a model that knows the words finds them in a sentence far sooner."""
+
+HELD_OUT_REQUESTS = ("json", "two_bullets", "limit")
+"""Kinds that training never asks: whether a form is obeyed that was not practised, such as two bullets and no more."""
 
 MAX_CHARACTERS = 105
 """Length of the longest transcript: about seven seconds of speech at a middling rate."""
@@ -113,6 +117,7 @@ SLOTS: dict[str, tuple[str, ...]] = {
 
 FACT_VOCABULARY: frozenset[str] = frozenset(form for forms in SLOTS.values() for form in forms)
 
+LIMIT_TRIES = 4
 _CORRECTABLE = ("day", "clock", "month", "amount")
 _TASK_WEIGHT = 3
 _PEOPLE = ("owner", "caller", "customer")
@@ -451,6 +456,12 @@ HELD_OUT_INSTRUCTIONS: dict[str, tuple[str, ...]] = {
     "task": ("Which task falls to {owner}?", "Tell {owner} what to do."),
     "keywords": ("Extract the keywords, with commas between them.", "Tag this recording with keywords."),
     "transcription": ("Type out the speech word for word.",),
+    "json": (
+        'Answer in JSON with the key "facts", a list of what matters.',
+        'Give me a JSON object with the key "facts" that lists the essentials.',
+    ),
+    "two_bullets": ("Give me exactly two bullets.", "What matters here? Write two bullet points, no more."),
+    "limit": ("Sum up what is said in at most {limit} words.", "In no more than {limit} words, what was said?"),
 }
 
 
@@ -560,14 +571,19 @@ def sample_request(
 
     Tasks are drawn more often than their turn, as few talks have one. In every second case a held-out request has a
     wording that training never sees. A share `terse` of the references stops after the first fact, as those of a
-    hurried writer do; `facts` stays whole. Raises ValueError on an unknown kind.
+    hurried writer do; `facts` stays whole. Raises ValueError on an unknown kind, and on one of `HELD_OUT_REQUESTS`
+    for a talk that is not held out.
     """
     if unknown := set(kinds) - set(REQUEST_KINDS):
         raise ValueError(f"unknown request kinds {sorted(unknown)}: choose from {', '.join(REQUEST_KINDS)}")
+    if not held_out and (kept := set(kinds) & set(HELD_OUT_REQUESTS)):
+        raise ValueError(f"request kinds {sorted(kept)} are for held-out speech; training never asks them")
     fitting = [kind for kind in kinds if _fits(kind, talk)]
     if not fitting:
         return None
     kind = rng.choices(fitting, [_TASK_WEIGHT if kind == "task" else 1 for kind in fitting])[0]
+    if kind in HELD_OUT_REQUESTS:
+        return _held_out_request(rng, talk, kind)
     wordings = HELD_OUT_INSTRUCTIONS if held_out and rng.random() < 0.5 else TRAIN_INSTRUCTIONS
     instruction = rng.choice(wordings["transcription" if kind == "words" else kind]).format(**dict(talk.slots))
     reference, facts = _answer(rng, talk, kind)
@@ -582,6 +598,19 @@ _FIRST_FACT: dict[str, Callable[[Talk, str], str]] = {
     "keywords": lambda talk, _: talk.facts[0],
 }
 """How a terse reference of each kind is cut from a whole one. A task is never cut: it has no first half."""
+
+
+def _held_out_request(rng: random.Random, talk: Talk, kind: str) -> Request:
+    """The limit on words is what the shortest whole answer takes."""
+    half = (len(talk.facts) + 1) // 2
+    answers = {
+        "json": json.dumps({"facts": talk.facts}),
+        "two_bullets": _capitals(f"- {', '.join(talk.facts[:half])}\n- {', '.join(talk.facts[half:])}"),
+        "limit": min((_answer(rng, talk, "sentence")[0] for _ in range(LIMIT_TRIES)), key=len),
+    }
+    limit = len(answers["limit"].replace("-", " ").split())
+    instruction = rng.choice(HELD_OUT_INSTRUCTIONS[kind]).format(limit=limit)
+    return Request(kind, instruction, answers[kind], talk.facts)
 
 
 def _fits(kind: str, talk: Talk) -> bool:

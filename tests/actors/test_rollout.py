@@ -13,7 +13,7 @@ from actors.rollout import BASE_VERSION, Rollout, RolloutFailure, StaleWeights
 from speechsum.audio import AudioError, AudioFault
 from speechsum.config import EngineConfig
 from speechsum.families import FAMILIES
-from speechsum.prompting import PromptBuilder
+from speechsum.prompting import PromptBuilder, transcript_ids
 from speechsum.types import AudioRef, FinishReason, Prompt, PushMode, SamplingParams, TrajectoryGroup, trajectory_id
 from speechsum.weights import WeightsRefused, make_payload, to_numpy
 from tests.tiny import noise
@@ -31,6 +31,9 @@ class StandInEngine:
     def generate(self, requests, sampling):
         self.seeds += [r.seed for r in requests]
         return [self._one(i, r, sampling) for i, r in enumerate(requests)]
+
+    def write(self, prompts, sampling):
+        return [f"{len(ids)} ids" for ids in prompts]
 
     def _one(self, i, request, sampling):
         if i in self.refuse:
@@ -84,6 +87,16 @@ def test_older_weights_than_asked_for_are_never_served(make):
         rollout.generate([draw("a")], SAMPLING, "run", 0)
     rollout.receive(payload(4))
     assert rollout.generate([draw("a")], SAMPLING, "run", 2)
+
+
+def test_in_text_mode_the_transcript_is_read_by_the_weights_that_were_asked_for(make, builder):
+    rollout = make()
+    prompts = [Prompt(said, AudioRef("/data/broken.wav"), "sum up", said) for said in ("anna", "anna must send report")]
+    expected = [f"{len(transcript_ids(builder.tokenizer, 'sum up', p.transcript))} ids" for p in prompts]
+    assert rollout.write(prompts, SAMPLING, BASE_VERSION) == expected
+    assert len(set(expected)) == 2
+    with pytest.raises(StaleWeights, match="asked for at least 1"):
+        rollout.write(prompts, SAMPLING, 1)
 
 
 def test_failures_cost_their_own_prompt_only(make):

@@ -117,6 +117,55 @@ def test_folders_that_are_no_checkpoints(config_json: str | None, says: str, tmp
         assets.checkpoint_folder(str(tmp_path))
 
 
+# --- the rows of an evaluation -------------------------------------------------------------------------------------
+
+
+def test_the_starter_alone_brings_a_recogniser(tiny_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "whisper-tiny.en").mkdir()
+    (tmp_path / "whisper-tiny.en" / "config.json").write_text("{}")  # built before
+    starter = tmp_path / "starter"
+    starter.mkdir()
+    sizes = {"audio_config": {"hidden_size": 384}, "text_config": {"hidden_size": 576}}
+    (starter / "config.json").write_text(json.dumps({"model_type": "audioflamingo3", **sizes}))
+    found = [assets.recogniser_checkpoint(path, model, print, tmp_path)
+             for path, model in (("", starter), ("starter", tiny_path))]  # fmt: skip
+    assert found == [tmp_path / "whisper-tiny.en"] * 2
+    with pytest.raises(UserError, match=r"brings no recogniser; set eval\.recogniser"):
+        assets.recogniser_checkpoint("", tiny_path, print, tmp_path)
+
+
+def test_the_base_is_what_training_begins_with(tiny_path: Path, good: str, tmp_path: Path) -> None:
+    assert assets.base_checkpoint(config(tiny_path, good, good), print) == tiny_path
+    with pytest.raises(UserError, match="export them merged"):
+        assets.base_checkpoint(config(tiny_path, good, good, adapter="x.safetensors"), print)
+
+
+def test_the_kinds_of_request_that_training_asks(tiny_path: Path, tmp_path: Path) -> None:
+    train = manifest(
+        tmp_path, "kinds.jsonl", row(tmp_path, "a", instruction="Give me bullets."), row(tmp_path, "b", request="task"),
+        row(tmp_path, "c"),
+    )  # fmt: skip
+    assert assets.trained_kinds(config(tiny_path, train, train)) == {"bullets", "task", "free"}
+    assert assets.trained_kinds(config(tiny_path, "starter", train)) == {"sentence", "bullets", "task", "keywords"}
+
+
+def test_held_out_speech_may_ask_what_training_never_does(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[bool, tuple[str, ...]]] = []
+
+    def spoken(folder: Path, *, held_out: bool, kinds: tuple[str, ...], **others: Any) -> Path:
+        asked.append((held_out, kinds))
+        return Path(manifest(tmp_path, "spoken.jsonl", row(tmp_path, "a")))
+
+    monkeypatch.setattr(assets, "synthesize", spoken)
+    wanted = config(tiny_path, "starter", "starter", max_prompt_tokens=200)
+    speech = wanted.data.speech.model_copy(update={"requests": ("task", "words"), "held_out_requests": ("json",)})
+    wanted = wanted.model_copy(update={"data": wanted.data.model_copy(update={"speech": speech})})
+    assets.all_prompts(wanted, tiny_path, print)
+    assert asked == [(False, ("task", "words")), (True, ("task", "json"))]
+
+
 def test_a_model_of_no_known_family(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(UserError, match=r"'bert'.*audioflamingo3"):

@@ -16,9 +16,10 @@ from actors.rollout import RolloutFailure
 from cluster import evaluate
 from cluster.controls import silence, with_silence, with_wrong_audio
 from cluster.evaluate import Evaluator, Scorer, evaluate_checkpoints
+from cluster.readers import ReaderPlan
 from speechsum.audio import AudioLimits, load_audio
 from speechsum.config import STANDALONE, JudgeConfig, RunConfig, load_recipe
-from speechsum.errors import RunError
+from speechsum.errors import RunError, UserError
 from speechsum.types import (
     AudioRef,
     FinishReason,
@@ -49,6 +50,9 @@ class FakeRollout:
         assert (sampling.n, sampling.temperature) == (1, 0.0)
         self.calls.append((run_id, version))
         return [self._rolled(draw.prompt, self.hears(draw.prompt)) for draw in draws]
+
+    def write_all(self, prompts: Sequence[Prompt], sampling: Any, version: int) -> list[str]:
+        return [p.transcript for p in prompts]
 
     def _rolled(self, prompt: Prompt, text: str | None) -> Any:
         if text is None:
@@ -228,6 +232,16 @@ def test_a_second_judge_that_breaks_is_ended_too(prompts: list[Prompt], monkeypa
     assert second.closed
 
 
+# --- rows that read ------------------------------------------------------------------------------------------------
+
+
+def test_a_row_may_not_take_a_checkpoints_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate.assets, "checkpoint_folder", Path)
+    wanted = config('eval.rows=["teacher", "text-mode"]')
+    with pytest.raises(UserError, match="both called 'teacher'"):
+        evaluate_checkpoints({"teacher": tmp_path}, tmp_path, tmp_path / "o.json", wanted)
+
+
 # --- from checkpoints to files -------------------------------------------------------------------------------------
 
 
@@ -249,8 +263,16 @@ def test_checkpoints_become_rows_and_three_files(
     monkeypatch.setattr(evaluate.assets, "eval_prompts", lambda config, folder, say: prompts)
     out = tmp_path / "deep" / "scores.json"
     checkpoints = {"start": Path("base"), "sft": Path("sft")}
-    found = evaluate_checkpoints(checkpoints, Path("m.jsonl"), out, config(), clips=3, players=2)
+    wanted = config('eval.rows=["text-mode", "base"]')
+    monkeypatch.setattr(evaluate.assets, "base_checkpoint", lambda config, say: Path("base"))
+    monkeypatch.setattr(evaluate.ReaderPlan, "make", lambda config, student, prompts, say: ReaderPlan(("text-mode",)))
+    known = frozenset({"bullets"})
+    found = evaluate_checkpoints(checkpoints, Path("m.jsonl"), out, wanted, clips=3, players=2, trained=known)
 
+    assert list(found["rows"]) == ["base", "start", "sft", "text-mode"]
+    assert found["systems"] == {"text-mode": "base, given the transcript in place of the recording"}
+    assert found["rows"]["text-mode"]["fact_recall"]["mean"] == 1.0
+    assert found["kinds"]["free"]["held_out"] is True
     assert all(policy.closed for policy in policies.values())
     assert judge.closed
     saved = json.loads(out.read_text())
@@ -259,7 +281,7 @@ def test_checkpoints_become_rows_and_three_files(
     assert saved["summaries"][0] == {"id": "a1", "summary": "nothing"}
     assert saved["rows"]["sft"]["fact_recall"]["mean"] == 1.0
     assert saved["against_baseline"]["sft"]["win_rate"]["judge"]["mean"] == 1.0
-    assert "| measure | start | sft |" in out.with_suffix(".md").read_text()
+    assert "| measure | base | start | sft | text-mode |" in out.with_suffix(".md").read_text()
     page = out.with_suffix(".html").read_text()
     assert page.count("<article>") == 3
     assert page.count("<audio ") == 2

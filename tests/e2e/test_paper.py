@@ -37,6 +37,7 @@ def finished(recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
     engine = recipe["rollout"]["engine"]
     teacher = {"path": recipe["model"]["path"], "dtype": "float32", "engine": engine}
     tree = recipe | {"teacher": teacher, "stage": [stage | {"optimizer": OPTIMIZER} for stage in stages]}
+    tree["eval"] = recipe["eval"] | {"rows": ["text-mode", "teacher"]}
     folder = tmp_path_factory.mktemp("runs") / "paper"
     return folder, run(parse(tree, "paper"), folder, address=None, resume=False, overwrite=False)
 
@@ -59,9 +60,13 @@ def test_every_stage_ran_and_every_figure_is_described(finished: tuple[Path, dic
 
 
 def test_the_stages_stand_side_by_side_in_the_report(finished: tuple[Path, dict[str, Any]]) -> None:
-    folder, _ = finished
+    folder, summary = finished
     figures = json.loads((folder / "eval.json").read_text())
-    assert list(figures["rows"]) == ["before", "sft", "opd", "dpo", "after"]
+    assert list(figures["rows"]) == ["before", "text-mode", "teacher", "sft", "opd", "dpo", "after"]
+    assert set(summary["eval"]["rows"]) == {"text-mode", "teacher"}
+    for item in figures["items"]:  # before training, the student in text mode is its own teacher
+        assert item["answers"]["text-mode"]["summary"] == item["answers"]["teacher"]["summary"]
+    assert [own["held_out"] for own in figures["kinds"].values()] == [False]
     assert figures["baseline"] == "before"
     assert "| opd |" in (folder / "eval.md").read_text()
     assert (folder / "eval.html").read_text().count("<audio") == 4

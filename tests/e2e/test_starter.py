@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+from actors.recogniser import Recogniser
 from cluster import assets
 from speechsum import cli
 from speechsum.config import STARTER
 from speechsum.data import read_manifest
-from speechsum.starter.model import WINDOW_S, _whisper_encoder
+from speechsum.starter.model import WINDOW_S, whisper_encoder
 from speechsum.starter.speech import synthesize
-from speechsum.textscores import fact_recall
+from speechsum.starter.voice import VOICES_HELD_OUT, Speaker
+from speechsum.textscores import fact_recall, word_error_rate
 
 pytestmark = pytest.mark.e2e
 MAX_ADAPTER_BYTES = 16e6
@@ -37,7 +39,7 @@ def test_the_encoder_is_whispers(starter: Path) -> None:
         d_model=384, encoder_layers=4, encoder_attention_heads=6, encoder_ffn_dim=1536, num_mel_bins=80
     )
     theirs = WhisperEncoder(config).eval()
-    theirs.load_state_dict({name: tensor.float() for name, tensor in _whisper_encoder()})
+    theirs.load_state_dict({name: tensor.float() for name, tensor in whisper_encoder()})
     theirs.layer_norm = torch.nn.Identity()  # ours normalises after it has pooled
     mel = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 80, 100 * WINDOW_S)).astype("float32"))
     with torch.no_grad():
@@ -67,6 +69,19 @@ def test_its_language_model_answers(starter: Path) -> None:
 def test_its_adapters_are_small_and_fit(name: str) -> None:
     path = resources.files("speechsum.starter") / f"{name}.safetensors"
     assert Path(str(path)).stat().st_size <= MAX_ADAPTER_BYTES
+
+
+def test_its_recogniser_is_whispers_and_hears(tmp_path: Path) -> None:
+    """Every weight of transformers' own class is there, and a plainly spoken sentence comes through."""
+    from transformers import WhisperForConditionalGeneration
+
+    folder = assets.recogniser_checkpoint(STARTER, tmp_path, print)
+    _, told = WhisperForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert not told["missing_keys"]
+    assert not told["unexpected_keys"]
+    samples = Speaker().say("The meeting was moved to Friday.", VOICES_HELD_OUT[0], 150, 50)
+    (heard,) = Recogniser(folder).transcribe([samples.astype("float32")])
+    assert word_error_rate(heard, "the meeting was moved to friday") < 0.5
 
 
 def test_summarize_listens(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

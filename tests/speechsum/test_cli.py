@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ COMMANDS = [
     "doctor",
     "data",
     "data synth",
+    "data ask",
     "data check",
     "data teach",
     "train",
@@ -365,12 +366,54 @@ def test_eval_turns_its_options_into_configuration(
     more = ["--checkpoint", f"base={tmp_path}", "--judge-recipe", str(recipe), "--players", "0"]
     assert cli.main([*arguments, *more, "-o", 'eval.controls=["no_audio"]']) == 0
     (checkpoints, manifest, written, config, *plain), (both, _, _, other, *options) = seen
-    assert (checkpoints, manifest, written, plain) == ({"demo": model}, data, out, [3, 12])
+    assert (checkpoints, manifest, written, plain) == ({"demo": model}, data, out, [3, 12, None])
     assert (config.judge.path, config.rollout.actors, config.eval.second_judge) == ("7b", 2, None)
     assert config.eval.controls == ("wrong_audio", "no_audio")
-    assert (list(both.items()), options) == ([("demo", model), ("base", tmp_path)], [None, 0])
+    assert (list(both.items()), options) == ([("demo", model), ("base", tmp_path)], [None, 0, None])
     assert other.eval.second_judge == load_recipe(recipe).judge
     assert other.eval.controls == ("no_audio",)
+
+
+def test_asking_for_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Any] = []
+    tally = SimpleNamespace(lines=lambda: ["3 kept"])
+    fake_module(
+        monkeypatch, "cluster.ask", AskOptions=lambda *given: given, ask=lambda *given: seen.append(given) or tally
+    )
+    out = tmp_path / "o.jsonl"
+    arguments = ["data", "ask", "--data", "m.jsonl", "--out", str(out), "--model", "llm", "--per-clip", "2"]
+    assert cli.main([*arguments, "--endpoint", "http://localhost:8000/v1", "--languages", "English,German"]) == 0
+    told = capsys.readouterr()
+    assert (told.out, told.err) == (f"{out}\n", "3 kept\n")
+    ((data, written, endpoint, cache, chosen, _),) = seen
+    assert (data, written, cache) == (Path("m.jsonl"), out, tmp_path / "o.asked.sqlite")
+    assert (endpoint.url, endpoint.model) == ("http://localhost:8000/v1", "llm")
+    assert endpoint.api_key_env == "SPEECHSUM_ASK_API_KEY"
+    assert chosen == (2, 4, 0, ("English", "German"), None)
+    assert cli.main([*arguments, "--endpoint", "localhost:8000"]) == 2
+    assert "--endpoint localhost:8000 is no address" in one_sentence(capsys)
+
+
+def test_eval_takes_rows_and_what_they_need_from_a_recipe(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Any] = []
+    fake_module(monkeypatch, "cluster.evaluate", evaluate_checkpoints=lambda *given: seen.append(given))
+    fake_module(monkeypatch, "cluster.assets", trained_kinds=lambda config: frozenset({config.name}))
+    data = tmp_path / "m.parquet"
+    data.touch()
+    arguments = ["eval", "--data", str(data), "--out", str(tmp_path / "o.json"), "--recipe", str(recipe)]
+    assert cli.main([*arguments, "--rows", "text-mode, base"]) == 0
+    ((checkpoints, _, _, config, *_, trained),) = seen
+    assert (checkpoints, config.eval.rows) == ({}, ("text-mode", "base"))
+    assert trained == {load_recipe(recipe).name}
+    capsys.readouterr()
+    assert cli.main(arguments) == 2
+    assert "nothing to evaluate" in one_sentence(capsys)
+    assert cli.main([*arguments, "--rows", "cascades"]) == 2
+    assert "'cascade'" in one_sentence(capsys)
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,7 @@ def test_all_measures_of_three_items() -> None:
         PROMPTS, SUMMARIES, [Reward(0.5), GATED, FAILED],
         second=[Reward(0.2), FAILED, Reward(1.0)],
         controls={"wrong_audio": ["noon", "Kim", "x"], "no_audio": ["", "", ""]},
+        heard=["Hannah must leave by noon says", "", "Raining cats"],
     )  # fmt: skip
     assert list(rows) == [m.key for m in MEASURES]
     assert rows == {
@@ -105,6 +106,12 @@ def test_all_measures_of_three_items() -> None:
         "rougeL": [pytest.approx(2 / 3), None, None],  # 3 words in common, of 6 and of 3: F1 of 1/2 and 1
         "wrong_audio_rougeL": [0.0, None, None],
         "no_audio_rougeL": [0.0, None, None],
+        "word_errors": [
+            pytest.approx(2 / 7),
+            1.0,
+            2.0,
+        ],  # two of seven words; all of two; one changed and one more, of one
+        "obeyed": [pytest.approx(5 / 6), 0.5, None],  # six words for five; one bullet, where a list has two
         "length_obeyed": [0.0, None, None],
         "form_obeyed": [None, 0.0, None],
         "repetition": [0.0, 0.0, 0.5],  # two runs of four words, one of them new
@@ -117,7 +124,15 @@ def test_all_measures_of_three_items() -> None:
 
 def test_what_was_not_asked_for_is_no_number() -> None:
     rows = measure(PROMPTS, SUMMARIES, [FAILED] * 3)
-    for key in ("second_judge", "wrong_audio_recall", "no_audio_recall", "no_audio_rougeL", "judge", "gated"):
+    for key in (
+        "second_judge",
+        "word_errors",
+        "wrong_audio_recall",
+        "no_audio_recall",
+        "no_audio_rougeL",
+        "judge",
+        "gated",
+    ):
         assert rows[key] == [None] * 3
 
 

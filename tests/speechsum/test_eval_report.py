@@ -121,6 +121,25 @@ def test_failures_gates_and_silence_are_told_apart() -> None:
     assert "nothing was said" in html
 
 
+def test_kinds_rules_and_what_a_row_is_are_shown_in_both() -> None:
+    table = EvalTable(prompts(), 20, trained=frozenset({"free"}))
+    said = ["Two. Sentences.", "a, b", "- one\n- two", "One two three four five.", "x"]
+    table.add_row("cascade", {
+        "rows": measure(table.prompts, said, [Reward(0.5)] * 5, heard=["Hannah must"] * 5), "summaries": said,
+        "system": f"ears {EVIL}", "heard": ["Hannah must"] * 5,
+    })  # fmt: skip
+    found = table.figures()
+    markdown, html = render_markdown(found), render_html(found)
+    Page(html)
+    assert "| bullets (held out, n = 1): rules obeyed | 1.00 (1.00–1.00) |" in markdown
+    assert "| free (n = 1): judge reward | 0.50 (0.50–0.50) |" in markdown
+    assert "| sentences | 0.50 (0.50–0.50) |" in markdown
+    assert "bullets (held out, n = 1): rules obeyed" in html
+    assert "written from: <mark>Hannah</mark> must" in html
+    assert "cascade: ears \\<script\\>" in markdown
+    assert "<script" not in html
+
+
 def test_one_row_has_nothing_to_be_compared_with() -> None:
     alone = EvalTable(prompts()[:1], 10)
     alone.add_row("base", {"rows": {"judge": [None]}, "summaries": ["S"]})

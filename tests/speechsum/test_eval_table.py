@@ -79,6 +79,27 @@ def test_a_failed_judgement_keeps_its_reason() -> None:
     }  # fmt: skip
 
 
+def test_kinds_and_rules_have_means_of_their_own() -> None:
+    requests = [("Give me two bullets.", ""), ("In one sentence.", ""), ("Sum up.", "task"), ("Give me bullets.", "")]
+    prompts = [
+        Prompt(str(i), AudioRef(f"/{i}.wav"), asked, "said", request=kind) for i, (asked, kind) in enumerate(requests)
+    ]
+    found = EvalTable(prompts, 20, trained=frozenset({"bullets", "sentences"}))
+    said = ["- a\n- b\n- c\n- d", "One. Two.", "Yes.", "- a\n- b"]
+    found.add_row("sft", {"rows": {"judge": [0.2, 0.4, None, 0.6]}, "summaries": said})
+    found.add_row("none", {"rows": {"judge": [0.0] * 4}, "summaries": [""] * 4, "system": "says nothing"})
+    figures = found.figures()
+    kinds = {kind: (own["n"], own["held_out"]) for kind, own in figures["kinds"].items()}
+    assert kinds == {"bullets": (2, False), "sentences": (1, False), "task": (1, True)}
+    assert figures["kinds"]["bullets"]["rows"]["sft"]["judge"]["mean"] == pytest.approx(0.4)
+    assert figures["kinds"]["task"]["rows"]["sft"]["judge"] is None
+    means_of = {rule: {name: own["mean"] for name, own in rows.items()} for rule, rows in figures["rules"].items()}
+    assert means_of == {"sentences": {"sft": 0.5, "none": 0.0}, "bullets": {"sft": 0.75, "none": 0.0}}
+    assert figures["systems"] == {"none": "says nothing"}
+    assert figures["items"][2]["kind"] == "task"
+    assert {own["held_out"] for own in EvalTable(prompts, 20, rows=found.rows).figures()["kinds"].values()} == {None}
+
+
 def test_rows_that_do_not_fit_are_refused() -> None:
     found = table(base=(0.1, 0.2, 0.3, 0.4))
     with pytest.raises(ValueError, match="two rows called 'base'"):

@@ -100,6 +100,20 @@ def test_references_hold_the_asked_facts_and_no_false_one(kind: str, held_out: b
     assert asked > 150
 
 
+def test_some_kinds_are_kept_from_training() -> None:
+    rng = random.Random(5)
+    for kind in grammar.HELD_OUT_REQUESTS:
+        assert kind in grammar.REQUEST_KINDS
+        assert kind not in (*grammar.TRAIN_INSTRUCTIONS, *grammar.SUMMARY_REQUESTS)
+        talk = sample_talk(rng, held_out=True)
+        request = sample_request(rng, talk, True, [kind])
+        assert request is not None
+        assert (request.kind, request.facts) == (kind, talk.facts)
+        assert fact_recall(request.reference, request.facts) == 1.0
+        with pytest.raises(ValueError, match="are for held-out speech"):
+            sample_request(rng, sample_talk(rng, False), False, ["sentence", kind])
+
+
 def test_words_are_facts_and_nothing_else() -> None:
     rng = random.Random(4)
     for _ in range(300):

@@ -2,7 +2,16 @@
 
 import pytest
 
-from speechsum.textscores import copied_share, fact_precision, fact_recall, length_obeyed, marked, rouge_l, words
+from speechsum.textscores import (
+    copied_share,
+    fact_precision,
+    fact_recall,
+    length_obeyed,
+    marked,
+    rouge_l,
+    word_error_rate,
+    words,
+)
 
 VOCABULARY = ("twenty dollars", "twenty five dollars", "twenty", "Monday", "Thursday", "Anna", "Tom", "half past two")
 
@@ -108,6 +117,22 @@ TRANSCRIPT = "Okay, Anna must send the budget report by Friday noon."
 )
 def test_copied_share(summary: str, share: float | None) -> None:
     assert copied_share(summary, TRANSCRIPT) == share
+
+
+@pytest.mark.parametrize(
+    ("heard", "rate"),
+    [
+        ("Anna pays Tom today", 0.0),
+        ("Hannah pays Tom today", 0.25),
+        ("Anna Tom today", 0.25),
+        ("so Anna pays Tom to day", 0.75),  # one more, and "today" is two others
+        ("", 1.0),
+        ("you you you you you", 1.25),
+    ],
+)
+def test_word_error_rate(heard: str, rate: float) -> None:
+    assert word_error_rate(heard, "Anna pays Tom, today.") == rate
+    assert word_error_rate(heard, "...") is None
 
 
 def test_nothing_can_be_copied_from_next_to_nothing() -> None:
