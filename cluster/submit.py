@@ -178,7 +178,7 @@ def _refuse_what_cannot_travel(config: RunConfig) -> None:
 
     The judge's address is checked too: a password in it would be shown to all who may see the job's metadata.
     """
-    if config.judge.kind == "rubric":
+    if config.judge.asks_endpoint:
         Endpoint(config.judge.endpoint)
     known = (STARTER, "none", "", *STARTER_ADAPTERS)
     paths = {
