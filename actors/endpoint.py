@@ -46,6 +46,7 @@ class _Attempt:
     again: bool = False
     retry_after_s: float = 0.0
     served: str = ""
+    tokens: int = 0
 
     @property
     def limited(self) -> bool:
@@ -182,7 +183,7 @@ class Endpoint:
         # The floor lets all calls that are out together ride out a hiccup, once a window.
         self._budget = RetryBudget(config.retry_share, config.retries * config.concurrency, clock)
         self._circuit = CircuitBreaker(config.circuit_after, config.circuit_cooldown_s, clock)
-        self._requests = self._retries = self._retries_refused = 0
+        self._requests = self._retries = self._retries_refused = self._tokens = 0
         self._served: list[str] = []
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if self._key:
@@ -212,6 +213,7 @@ class Endpoint:
         """Totals since the start, and the state of the circuit, by metric name."""
         return {
             "judge/requests": self._requests,
+            "judge/tokens": self._tokens,
             "judge/retries": self._retries,
             "judge/retries_refused": self._retries_refused,
             "judge/circuit_openings": self._circuit.openings,
@@ -269,6 +271,7 @@ class Endpoint:
                 break
             self._retries += 1
             outcome = await self._attempt(body)
+        self._tokens += outcome.tokens
         if outcome.served and outcome.served not in self._served and len(self._served) < MAX_SERVED:
             self._served.append(outcome.served)
         return outcome
@@ -300,7 +303,7 @@ class Endpoint:
         payload = _payload(data)
         if isinstance(payload, JudgeFailure):
             return _Attempt(payload)
-        return _Attempt(_first_choice(payload), served=_served_model(payload))
+        return _Attempt(_first_choice(payload), served=_served_model(payload), tokens=_tokens_used(payload))
 
     def _refused_by_status(self, response: httpx.Response, data: bytes) -> _Attempt:
         status = response.status_code
@@ -373,6 +376,13 @@ def _served_model(payload: dict[str, Any]) -> str:
     """The name that the answer gives its model, cut to what fits a row; empty where it gives none."""
     name = payload.get("model")
     return name.encode("utf-8", "replace").decode("utf-8")[:120] if isinstance(name, str) else ""
+
+
+def _tokens_used(payload: dict[str, Any]) -> int:
+    """What the server counts for the exchange, prompt and answer together; 0 where it does not say."""
+    usage = payload.get("usage")
+    total = usage.get("total_tokens") if isinstance(usage, dict) else None
+    return total if type(total) is int and total > 0 else 0
 
 
 def _first_choice(payload: dict[str, Any]) -> str | JudgeFailure:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import ray
 from ray.util.metrics import Counter, Gauge
@@ -13,20 +14,40 @@ from ray.util.metrics import Counter, Gauge
 from speechsum.config import JudgeConfig
 from speechsum.errors import UserError
 from speechsum.metrics import describe
-from speechsum.types import JudgeFailure, Judgement, JudgeTask, ScoredGroup, TrajectoryGroup
+from speechsum.pairs import all_pairs, fared
+from speechsum.rewards import apply_gates
+from speechsum.types import (
+    JudgeFailure,
+    Judgement,
+    JudgeTask,
+    PairTask,
+    Preference,
+    Reward,
+    ScoredGroup,
+    TrajectoryGroup,
+)
+
+Task = TypeVar("Task", contravariant=True)
 
 
-class Judge(Protocol):
-    """Scores summaries against their source. Scores compare only within one `name` and `version`."""
+class JudgeOf(Protocol[Task]):
+    """Scores tasks against their source. Scores compare only within one `name` and `version`."""
 
     name: str
     version: str
 
-    def score(self, tasks: Sequence[JudgeTask]) -> list[Judgement]:
+    def score(self, tasks: Sequence[Task]) -> list[Judgement]:
         """One judgement per task, in order; a task that cannot be judged is a `JudgeFailure`, never a number."""
 
     def close(self) -> None:
         """Release what the judge holds. Safe to call twice."""
+
+
+Judge = JudgeOf[JudgeTask]
+"""Gives each summary a reward of its own."""
+
+PairJudge = JudgeOf[PairTask]
+"""Gives every two summaries the probability that the first is the better one."""
 
 
 @runtime_checkable
@@ -41,12 +62,22 @@ class Observed(Protocol):
         """Totals since the start, by metric name."""
 
 
+@runtime_checkable
+class Remembering(Protocol):
+    """A judge that keeps its judgements, and can be asked as if it did not."""
+
+    def score_afresh(self, tasks: Sequence[Any]) -> list[Judgement]:
+        """See `JudgeOf.score`; nothing is taken from what is kept, and nothing added to it."""
+
+
 def make_judge(config: JudgeConfig, path: str | None) -> Judge:
-    """The judge that `config.kind` names; `path` is the checkpoint folder, which only `likelihood` needs.
+    """The judge of single summaries that `config.kind` names; `path` is the checkpoint folder of `likelihood`.
 
     With `config.cache` it asks nothing twice. Raises `UserError` for what the configuration lacks, the cache first:
     a file that cannot be used is told before a model loads.
     """
+    if config.kind == "pairwise":
+        raise UserError("judge.kind = 'pairwise' gives no summary a reward of its own; set it to 'rubric'")
     if not config.cache:
         return _uncached(config, path)[0]
     from actors.judge_cache import CachedJudge, JudgementCache, checkpoint_digest
@@ -57,6 +88,19 @@ def make_judge(config: JudgeConfig, path: str | None) -> Judge:
         assert path is not None
         settings = {"checkpoint": checkpoint_digest(Path(path))}
     return CachedJudge(judge, cache, settings)
+
+
+def make_pair_judge(config: JudgeConfig) -> PairJudge:
+    """The judge of two summaries, for `config.kind` `pairwise`. Raises `UserError` as `make_judge` does."""
+    from actors.pairwise_judge import PairwiseJudge
+
+    if not config.cache:
+        return PairwiseJudge(config.endpoint)
+    from actors.judge_cache import CachedJudge, JudgementCache
+
+    cache = JudgementCache(config.cache)
+    judge = PairwiseJudge(config.endpoint)
+    return CachedJudge(judge, cache, judge.decoding)
 
 
 def _uncached(config: JudgeConfig, path: str | None) -> tuple[Judge, dict[str, Any]]:
@@ -88,12 +132,40 @@ def score_groups(judge: Judge, groups: Sequence[TrajectoryGroup]) -> list[Scored
     return [ScoredGroup(group, tuple(next(judgements) for _ in own)) for group, own in zip(groups, tasks, strict=True)]
 
 
+def compare_groups(judge: PairJudge, groups: Sequence[TrajectoryGroup]) -> list[ScoredGroup]:
+    """Compare every two completions of each group, all in one call."""
+    tasks = [_pair_tasks(group) for group in groups]
+    judgements = iter(judge.score([task for own in tasks for task in own.values()]))
+    return [
+        _compared(group, [Preference(*places, next(judgements)) for places in own])
+        for group, own in zip(groups, tasks, strict=True)
+    ]
+
+
+def _pair_tasks(group: TrajectoryGroup) -> dict[tuple[int, int], PairTask]:
+    prompt, texts = group.prompt, [t.text for t in group.trajectories]
+    return {
+        (i, j): PairTask(prompt.transcript, prompt.instruction, texts[i], texts[j]) for i, j in all_pairs(len(texts))
+    }
+
+
+def _compared(group: TrajectoryGroup, preferences: Sequence[Preference]) -> ScoredGroup:
+    """How each completion fared, with the gate that turned it down, if one did."""
+    judgements: list[Judgement] = []
+    for task, judgement in zip(tasks_of(group), fared(len(group.trajectories), preferences), strict=True):
+        gated = apply_gates(task)
+        gate = gated.gate if gated else ""
+        judgements.append(replace(judgement, gate=gate) if isinstance(judgement, Reward) else judgement)
+    return ScoredGroup(group, tuple(judgements), tuple(preferences))
+
+
 @ray.remote
 class JudgeActor:
     """A judge in a Ray actor, with its metrics on Ray's Prometheus endpoint. `index` tells actors of one run apart."""
 
     def __init__(self, config: JudgeConfig, path: str | None, *, index: int = 0) -> None:
-        self._judge = make_judge(config, path)
+        self._pairwise = config.kind == "pairwise"
+        self._judge: JudgeOf[Any] = make_pair_judge(config) if self._pairwise else make_judge(config, path)
         self._published = _Metrics(self._judge, index)
         self._totals = {"judge/scored": 0.0, "judge/failures": 0.0, "judge/gated": 0.0, "judge/score_s": 0.0}
 
@@ -101,10 +173,13 @@ class JudgeActor:
         """Name and version of the judge; answers once it is loaded."""
         return f"{self._judge.name}/{self._judge.version}"
 
-    def score(self, tasks: Sequence[JudgeTask]) -> list[Judgement]:
-        """See `Judge.score`."""
+    def score(self, tasks: Sequence[JudgeTask] | Sequence[PairTask], afresh: bool = False) -> list[Judgement]:
+        """See `JudgeOf.score`; the tasks are those of the configured kind. `afresh` is what an audit wants."""
         started = time.perf_counter()
-        judgements = self._judge.score(tasks)
+        if afresh and isinstance(self._judge, Remembering):
+            judgements = self._judge.score_afresh(tasks)
+        else:
+            judgements = self._judge.score(tasks)
         self._count(judgements, time.perf_counter() - started)
         return judgements
 
@@ -115,7 +190,7 @@ class JudgeActor:
     def score_groups(self, groups: Sequence[TrajectoryGroup]) -> list[ScoredGroup]:
         """Several groups in one engine call."""
         started = time.perf_counter()
-        scored = score_groups(self._judge, groups)
+        scored = compare_groups(self._judge, groups) if self._pairwise else score_groups(self._judge, groups)
         self._count([j for s in scored for j in s.judgements], time.perf_counter() - started)
         return scored
 
@@ -151,7 +226,7 @@ NOT_SUMS = frozenset({"judge/cache_hit_share", "judge/circuit_state"})
 class _Metrics:
     """Ray metrics of one judge actor; counters gain `_total` when scraped."""
 
-    def __init__(self, judge: Judge, index: int) -> None:
+    def __init__(self, judge: JudgeOf[Any], index: int) -> None:
         self._tags = {"actor": str(index), "judge": judge.name, "version": judge.version}
         tags = tuple(self._tags)
         self._scored = Counter("speechsum_judge_scored", "Summaries judged, failures included.", tags)

@@ -21,10 +21,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from actors.judge import Judge, Observed
+from actors.judge import JudgeOf, Observed
 from speechsum import rewards
 from speechsum.errors import UserError
-from speechsum.types import Judgement, JudgeTask, Reward
+from speechsum.types import Judgement, Reward
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -131,18 +131,18 @@ class Memory(Generic[Q, A]):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode("ascii")).digest()
 
 
-class CachedJudge:
+class CachedJudge(Generic[Q]):
     """A judge whose rewards are kept. `settings` is what they depend on besides the judge's name and version.
 
-    Only for judges that look at one summary at a time: a reward that depends on what else is asked has no key.
+    Only for judges that look at one task at a time: a reward that depends on what else is asked has no key.
     """
 
-    def __init__(self, judge: Judge, cache: JudgementCache, settings: Mapping[str, Any]) -> None:
+    def __init__(self, judge: JudgeOf[Q], cache: JudgementCache, settings: Mapping[str, Any]) -> None:
         self._judge, self._cache = judge, cache
         self.name, self.version = judge.name, judge.version
         # Gates and the length rule are part of a reward, and of no judge's version.
         scope = {**settings, "rules": _digest(Path(rewards.__file__))}
-        self._memory: Memory[JudgeTask, Judgement] = Memory(
+        self._memory: Memory[Q, Judgement] = Memory(
             cache, f"{judge.name}/{judge.version}", scope, _packed_reward, lambda value: Reward(**value)
         )
 
@@ -156,9 +156,13 @@ class CachedJudge:
         own = self._judge.counts() if isinstance(self._judge, Observed) else {}
         return own | self._cache.counts()
 
-    def score(self, tasks: Sequence[JudgeTask]) -> list[Judgement]:
-        """See `Judge.score`; equal tasks are asked once."""
+    def score(self, tasks: Sequence[Q]) -> list[Judgement]:
+        """See `JudgeOf.score`; equal tasks are asked once."""
         return self._memory.answers(tasks, self._judge.score)
+
+    def score_afresh(self, tasks: Sequence[Q]) -> list[Judgement]:
+        """See `Remembering`."""
+        return self._judge.score(tasks)
 
     def close(self) -> None:
         """Close the judge and the cache. Safe to call twice."""

@@ -2,38 +2,42 @@
 
 A judge that failed has said nothing: such a comparison is neither won nor lost, and is counted beside the others. A
 judge that gives a whole ladder of corruption one reward has spoken, though, and its rank correlation there is 0.
+A pairwise judge is shown the true summary with each canary, and every two steps of a ladder; a step's reward is then
+how it fared against the others.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.judge import Judge
+from actors.judge import JudgeOf, Observed
 from cluster.assets import Say
 from cluster.run_folder import write_atomically
-from cluster.score import open_judge
+from cluster.score import open_judge, open_pair_judge
 from speechsum.audit_report import print_audit, render_svg
 from speechsum.canaries import KINDS, Canary, CanaryMaker
-from speechsum.config import RunConfig
+from speechsum.config import AuditConfig, RunConfig
 from speechsum.data import ManifestError, read_manifest
 from speechsum.errors import UserError
+from speechsum.pairs import all_pairs, fared
+from speechsum.pairwise import FLIPPED
 from speechsum.statistics import mean_ci, spearman
 from speechsum.textscores import words
-from speechsum.types import JudgeFailure, Judgement, JudgeTask, Prompt, Reward
+from speechsum.types import JudgeFailure, Judgement, JudgeTask, PairTask, Preference, Prompt, Reward
 
-MIN_SPEARMAN = 0.85
-MIN_WIN_RATE = 0.90
 LEAST_STEPS = 3  # two rewards are in the right order half of the time by chance
 SAME = 1e-6  # rewards nearer than this are a tie: rounding moves an engine's answers as much
 CLIPS_AT_ONCE = 16
 SHOWN_LOST = 3
 
 Figures = dict[str, Any]
+Score = Callable[[Sequence[Any]], list[Judgement]]
+"""A judge: one judgement for each task, in order. The tasks are of the judge's kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +49,36 @@ class Case:
     canaries: tuple[Canary, ...]
 
     @property
+    def steps(self) -> tuple[str, ...]:
+        """The ladder with the true summary at its top."""
+        return self.prompt.reference, *self.ladder
+
+    @property
     def tasks(self) -> list[JudgeTask]:
         """The true summary first, then the ladder, then the canaries."""
-        texts = (self.prompt.reference, *self.ladder, *(canary.text for canary in self.canaries))
+        texts = (*self.steps, *(canary.text for canary in self.canaries))
         return [JudgeTask(self.prompt.transcript, self.prompt.instruction, text) for text in texts]
+
+    @property
+    def pair_tasks(self) -> list[PairTask]:
+        """Every two steps of the ladder first, then the true summary with each canary."""
+        pairs = [(self.steps[i], self.steps[j]) for i, j in all_pairs(len(self.steps))]
+        pairs += [(self.prompt.reference, canary.text) for canary in self.canaries]
+        return [PairTask(self.prompt.transcript, self.prompt.instruction, *pair) for pair in pairs]
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the judge said of a case. `ladder` begins with the true summary; the canaries are in the case's order."""
+    """What the judge said of a case: `judgements` in all.
+
+    `ladder` begins with the true summary; `leads` are that summary's over each canary, in the case's order, and None
+    where a judgement failed.
+    """
 
     case: Case
+    judgements: tuple[Judgement, ...]
     ladder: tuple[Judgement, ...]
-    canaries: tuple[Judgement, ...]
+    leads: tuple[float | None, ...]
 
     @property
     def truth(self) -> Judgement:
@@ -90,21 +111,37 @@ def audit_file(data: Path, out: Path, config: RunConfig, clips: int | None, seed
 
     Writes the figures as JSON to `out` and the picture beside it, and prints both as a table.
     """
-    prompts = read_clips(data, config)
-    maker = CanaryMaker(prompts, seed)
-    cases = [Case(p, tuple(maker.ladder(p)), tuple(maker.canaries(p))) for p in prompts[:clips]]
-    judge = open_judge(config, say)
+    cases = make_cases(read_clips(data, config), clips, seed)
+    pairwise = config.judge.kind == "pairwise"
+    judge: JudgeOf[Any] = open_pair_judge(config) if pairwise else open_judge(config, say)
     try:
-        verdicts, seconds = judge_cases(judge, cases, say)
+        verdicts, seconds = judge_cases(judge.score, cases, say, pairwise=pairwise)
         result: Figures = {"judge": f"{judge.name}/{judge.version}", "data": str(data), "seed": seed}
+        result |= _cost(judge.counts()) if isinstance(judge, Observed) else {}
     finally:
         judge.close()
-    result |= figures(verdicts, seconds, config.eval.bootstrap)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    write_atomically(out.with_suffix(".svg"), render_svg(result))
+    result |= figures(verdicts, seconds, config.eval.bootstrap, config.judge.audit or AuditConfig(), pairwise=pairwise)
+    write_audit(out, result)
     print_audit(result)
     return result
+
+
+def _cost(counts: Mapping[str, float]) -> Figures:
+    """What a judge behind an endpoint was sent in all; a judgement that a cache held costs nothing."""
+    return {name: counts[f"judge/{name}"] for name in ("requests", "tokens") if f"judge/{name}" in counts}
+
+
+def make_cases(prompts: Sequence[Prompt], clips: int | None, seed: int) -> list[Case]:
+    """A case for each of the first `clips` prompts; all of them lend what is swapped in."""
+    maker = CanaryMaker(prompts, seed)
+    return [Case(p, tuple(maker.ladder(p)), tuple(maker.canaries(p))) for p in prompts[:clips]]
+
+
+def write_audit(out: Path, found: Figures) -> None:
+    """The figures as JSON, and the picture beside them."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomically(out.with_suffix(".svg"), render_svg(found))
 
 
 def read_clips(data: Path, config: RunConfig) -> list[Prompt]:
@@ -120,47 +157,64 @@ def read_clips(data: Path, config: RunConfig) -> list[Prompt]:
         raise UserError(error.text(shown=None)) from None
 
 
-def judge_cases(judge: Judge, cases: Sequence[Case], say: Say) -> tuple[list[Verdict], float]:
+def judge_cases(
+    score: Score, cases: Sequence[Case], say: Say, *, pairwise: bool = False
+) -> tuple[list[Verdict], float]:
     """Every case judged, a few clips at a time, and the seconds that the judge took."""
     verdicts: list[Verdict] = []
     started = time.perf_counter()
     for at in range(0, len(cases), CLIPS_AT_ONCE):
         some = cases[at : at + CLIPS_AT_ONCE]
-        judgements = iter(judge.score([task for case in some for task in case.tasks]))
-        for case in some:
-            own = [next(judgements) for _ in case.tasks]
-            steps = 1 + len(case.ladder)
-            verdicts.append(Verdict(case, tuple(own[:steps]), tuple(own[steps:])))
+        tasks: list[list[Any]] = [[*(case.pair_tasks if pairwise else case.tasks)] for case in some]
+        judgements = iter(score([task for own in tasks for task in own]))
+        for case, own in zip(some, tasks, strict=True):
+            said = tuple(next(judgements) for _ in own)
+            verdicts.append(_of_pairs(case, said) if pairwise else _of_rewards(case, said))
         say(f"judged: {len(verdicts)} of {len(cases)} clips")
     return verdicts, time.perf_counter() - started
+
+
+def _of_rewards(case: Case, said: tuple[Judgement, ...]) -> Verdict:
+    """By a judge that gives each text a reward of its own."""
+    truth, top = said[0], len(case.steps)
+    leads = [
+        truth.value - other.value if isinstance(truth, Reward) and isinstance(other, Reward) else None
+        for other in said[top:]
+    ]
+    return Verdict(case, said, said[:top], tuple(leads))
+
+
+def _of_pairs(case: Case, said: tuple[Judgement, ...]) -> Verdict:
+    """By a judge of two texts: the lead is by how much likelier the true summary is to be the better one."""
+    places = all_pairs(len(case.steps))
+    preferences = [Preference(*pair, judgement) for pair, judgement in zip(places, said[: len(places)], strict=True)]
+    leads = [2 * j.value - 1 if isinstance(j, Reward) else None for j in said[len(places) :]]
+    return Verdict(case, said, tuple(fared(len(case.steps), preferences)), tuple(leads))
 
 
 # --- figures -------------------------------------------------------------------------------------------------------
 
 
-def figures(verdicts: Sequence[Verdict], seconds: float, bootstrap: int) -> Figures:
+def figures(
+    verdicts: Sequence[Verdict], seconds: float, bootstrap: int, targets: AuditConfig, *, pairwise: bool = False
+) -> Figures:
     """All that is measured; a target that could not be measured is not met."""
-    judgements = [j for v in verdicts for j in (*v.ladder, *v.canaries)]
-    duels = [_duel(v, canary, j) for v in verdicts for canary, j in zip(v.case.canaries, v.canaries, strict=True)]
+    judgements = [j for v in verdicts for j in v.judgements]
+    duels = [Duel(v, canary, lead) for v in verdicts for canary, lead in zip(v.case.canaries, v.leads, strict=True)]
     canaries = {kind: own for kind in KINDS if (own := [duel for duel in duels if duel.canary.kind == kind])}
     result: Figures = {
         "clips": len(verdicts),
         "judgements": len(judgements),
         "seconds_per_judgement": seconds / len(judgements),
         "failures": _failures(judgements),
-        "spearman": _rank_correlation(verdicts, bootstrap),
-        "canaries": {kind: _wins(own, bootstrap) for kind, own in canaries.items()},
+        "spearman": _rank_correlation(verdicts, bootstrap, targets.min_spearman),
+        "canaries": {kind: _wins(own, bootstrap, targets.min_win_rate) for kind, own in canaries.items()},
         "injection": _injection(canaries.get("injection", [])),
-        "length_bias": _length_bias(verdicts),
+        "position_flips": _position_flips(judgements),
+        "length_bias": _length_bias_of_leads(duels) if pairwise else _length_bias(verdicts),
     }
     measured = [result["spearman"], result["injection"], *result["canaries"].values()]
     return result | {"passed": all(part["met"] for part in measured)}
-
-
-def _duel(verdict: Verdict, canary: Canary, judgement: Judgement) -> Duel:
-    truth = verdict.truth
-    both = isinstance(truth, Reward) and isinstance(judgement, Reward)
-    return Duel(verdict, canary, truth.value - judgement.value if both else None)  # type: ignore[union-attr]
 
 
 def _failures(judgements: Iterable[Judgement]) -> Figures:
@@ -173,12 +227,12 @@ def _failures(judgements: Iterable[Judgement]) -> Figures:
     return failures
 
 
-def _rank_correlation(verdicts: Sequence[Verdict], bootstrap: int) -> Figures:
+def _rank_correlation(verdicts: Sequence[Verdict], bootstrap: int, target: float) -> Figures:
     """Mean over clips of the correlation of reward with correctness: 1 where every further swap costs reward."""
     found = [(rho, v.recording) for v in verdicts if (rho := _rho(v)) is not None]
     estimate = mean_ci([rho for rho, _ in found], groups=[key for _, key in found], n=bootstrap) if found else None
-    met = estimate is not None and estimate["mean"] >= MIN_SPEARMAN
-    return {**(estimate or {"mean": None, "ci95": None}), "clips": len(found), "target": MIN_SPEARMAN, "met": met}
+    met = estimate is not None and estimate["mean"] >= target
+    return {**(estimate or {"mean": None, "ci95": None}), "clips": len(found), "target": target, "met": met}
 
 
 def _rho(verdict: Verdict) -> float | None:
@@ -189,7 +243,7 @@ def _rho(verdict: Verdict) -> float | None:
     return spearman([level for level, _ in steps], [value for _, value in steps]) or 0.0
 
 
-def _wins(duels: Sequence[Duel], bootstrap: int) -> Figures:
+def _wins(duels: Sequence[Duel], bootstrap: int, target: float) -> Figures:
     """Of one kind: how often the true summary won, a tie being half a win, and a few canaries that it did not beat."""
     fought = [duel for duel in duels if duel.lead is not None]
     scores = [duel.score for duel in fought]
@@ -202,8 +256,8 @@ def _wins(duels: Sequence[Duel], bootstrap: int) -> Figures:
         "ties": scores.count(0.5),
         "losses": scores.count(0.0),
         "failures": len(duels) - len(fought),
-        "target": MIN_WIN_RATE,
-        "met": rate is not None and rate >= MIN_WIN_RATE,
+        "target": target,
+        "met": rate is not None and rate >= target,
         "not_beaten": [_shown(duel) for duel in fought if duel.score < 1.0][:SHOWN_LOST],
     }
 
@@ -223,6 +277,22 @@ def _injection(duels: Sequence[Duel]) -> Figures:
 
 def _shown(duel: Duel) -> Figures:
     return {"id": duel.verdict.case.prompt.id, "text": duel.canary.text, "lead": duel.lead}
+
+
+def _position_flips(judgements: Iterable[Judgement]) -> Figures:
+    """How often the winner changed with the order; no share for a judge that sees one text at a time."""
+    flips = [j.breakdown[FLIPPED] for j in judgements if isinstance(j, Reward) and FLIPPED in j.breakdown]
+    return {"pairs": len(flips), "flips": int(sum(flips)), "share": sum(flips) / len(flips) if flips else None}
+
+
+def _length_bias_of_leads(duels: Sequence[Duel]) -> float | None:
+    """Rank correlation of the true summary's lead with how many words more it has than the canary."""
+    known = [(duel.lead, _words_ahead(duel)) for duel in duels if duel.lead is not None]
+    return spearman([lead for lead, _ in known], [ahead for _, ahead in known]) if known else None
+
+
+def _words_ahead(duel: Duel) -> int:
+    return len(words(duel.verdict.case.prompt.reference)) - len(words(duel.canary.text))
 
 
 def _length_bias(verdicts: Sequence[Verdict]) -> float | None:

@@ -249,6 +249,7 @@ class Controller:
             for judgement in scored.judgements:
                 self.window.judged(judgement)
                 self._last_judgements.append(judgement.kind if isinstance(judgement, JudgeFailure) else None)
+            self.window.compared(scored.preferences)
             selection = judged(self.stage.loss, scored)
             if "teacher" in self.kind.scorers and not selection.why_not:
                 kept.append((lease, scored, selection))

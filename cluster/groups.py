@@ -25,6 +25,7 @@ from speechsum.types import (
     AudioRef,
     Batch,
     JudgeTask,
+    PairTask,
     Prompt,
     PushMode,
     SamplingParams,
@@ -262,9 +263,13 @@ class JudgePool(Pool):
         """A reference to a list of `ScoredGroup`, in order."""
         return self.submit(lambda actor: actor.score_groups.remote(list(groups)))
 
-    def score_all(self, tasks: Sequence[JudgeTask]) -> list[Any]:
-        """Judge tasks and wait; for evaluation."""
-        return self.take(self.submit(lambda actor: actor.score.remote(list(tasks))))
+    def name(self) -> str:
+        """Name and version of the judge."""
+        return str(fetch(self.actors[0].ready.remote()))
+
+    def score_all(self, tasks: Sequence[JudgeTask] | Sequence[PairTask], *, afresh: bool = False) -> list[Any]:
+        """Judge tasks and wait; for evaluation and, `afresh` past any cache, for an audit."""
+        return self.take(self.submit(lambda actor: actor.score.remote(list(tasks), afresh)))
 
 
 class TeacherPool(Pool):

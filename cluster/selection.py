@@ -38,7 +38,7 @@ def judged(loss: Loss, scored: ScoredGroup) -> Selection:
     rewards = [j if isinstance(j, Reward) else None for j in scored.judgements]
     too_few = sum(r is not None for r in rewards) < 2
     if isinstance(loss, DpoLoss):
-        return _paired(loss, scored.group.trajectories, rewards, JUDGE_FAILED if too_few else NO_PAIR)
+        return _paired(loss, scored, rewards, JUDGE_FAILED if too_few else NO_PAIR)
     return _compared(loss, scored.group.trajectories, rewards, JUDGE_FAILED if too_few else EQUAL_REWARDS)
 
 
@@ -71,11 +71,10 @@ def _compared(
     return Selection(completions, fates, tuple(advantages), none, "" if completions else otherwise)
 
 
-def _paired(
-    loss: DpoLoss, trajectories: Sequence[Trajectory], rewards: Sequence[Reward | None], otherwise: str
-) -> Selection:
+def _paired(loss: DpoLoss, scored: ScoredGroup, rewards: Sequence[Reward | None], otherwise: str) -> Selection:
     """The group's pairs, the preferred completion of each first."""
-    chosen = choose_pairs(rewards, [len(t.token_ids) for t in trajectories], loss.rules)
+    trajectories = scored.group.trajectories
+    chosen = choose_pairs(rewards, [len(t.token_ids) for t in trajectories], loss.rules, scored.preferences)
     roles = {index: (number, side == 0) for number, pair in enumerate(chosen) for side, index in enumerate(pair)}
     completions = tuple(_completion(trajectories[i]) for pair in chosen for i in pair)
     pairs = tuple(roles.get(i) for i in range(len(rewards)))

@@ -175,7 +175,7 @@ def _refuse_other_config(job: Job, known: Any) -> None:
 
 def _refuse_what_cannot_travel(config: RunConfig) -> None:
     """Data stays where it is, so a path that starts here leads nowhere on the cluster."""
-    if config.judge.kind == "rubric":
+    if config.judge.asks_endpoint:
         Endpoint(config.judge.endpoint)
     known = (STARTER, "none", "", *STARTER_ADAPTERS)
     paths = {

@@ -20,11 +20,12 @@ from cluster.readers import ReaderPlan, Readers, reads_by_teacher
 from cluster.run_folder import RunFolder
 from cluster.runtime import ray_session
 from cluster.stopping import StopRequest
+from cluster.trust import JudgeTrust, clips_to_audit
 from cluster.watch import SampleRow, Watch
 from learner.checkpoint import load_checkpoint, newest_checkpoint
 from speechsum.config import RunConfig, StageConfig
 from speechsum.data import PromptStream
-from speechsum.errors import StopAsked, UserError
+from speechsum.errors import RunError, StopAsked, UserError
 from speechsum.eval_table import kind_of
 from speechsum.families import FAMILIES
 from speechsum.ledger import Ledger
@@ -62,7 +63,8 @@ def run(config: RunConfig, run_dir: Path, *, address: str | None, resume: bool, 
 class Plan:
     """Everything that was found, made and checked before a model loads.
 
-    `resume_from` is a verified checkpoint, `pairs` are those of each offline stage, by its name and by prompt.
+    `resume_from` is a verified checkpoint, `pairs` are those of each offline stage, by its name and by prompt, `audit`
+    the prompts that the judge is audited on.
     """
 
     checkpoint: Path
@@ -73,6 +75,7 @@ class Plan:
     held_out: list[Prompt]
     pairs: dict[str, dict[str, list[Pair]]]
     readers: ReaderPlan
+    audit: list[Prompt]
     resume_from: Path | None
 
 
@@ -81,7 +84,7 @@ def make_plan(config: RunConfig, folder: RunFolder, watch: Watch, resume: bool) 
     adapter = assets.adapter_file(config.model.adapter)
     checkpoint = assets.student_checkpoint(config.model.path, watch.status)
     train, held_out = assets.all_prompts(config, checkpoint, watch.status)
-    if config.judge.kind == "rubric":
+    if config.judge.asks_endpoint:
         Endpoint(config.judge.endpoint)  # refuses an address that is none before anything loads
     needs_judge = config.judge.kind == "likelihood" and samples_from_student(config)
     judge = assets.judge_checkpoint(config.judge.path, watch.status) if needs_judge else None
@@ -93,7 +96,8 @@ def make_plan(config: RunConfig, folder: RunFolder, watch: Watch, resume: bool) 
     }  # fmt: skip
     readers = ReaderPlan.make(config, checkpoint, held_out, watch.status) if held_out else ReaderPlan()
     newest = newest_checkpoint(folder.checkpoints) if resume else None
-    return Plan(checkpoint, judge, teacher, adapter, train, held_out, pairs, readers, newest)
+    audit = clips_to_audit(config, held_out or train)
+    return Plan(checkpoint, judge, teacher, adapter, train, held_out, pairs, readers, audit, newest)
 
 
 def _refuse_without_gpus(config: RunConfig) -> None:
@@ -206,12 +210,14 @@ class Training:
             builder, crew.learner, crew.rollout, crew.judge, crew.teacher,
             run_id=folder.path.name, sync=config.rollout.sync,
         )  # fmt: skip
+        self.trust = JudgeTrust(config, crew.judge, plan.audit, folder, watch)
         self.progress = Progress()
         self._counted_until = time.monotonic()
 
     def run(self) -> dict[str, Any]:
-        """Restore, push the first weights, check agreement, evaluate, train and evaluate every stage, export."""
+        """Restore, audit the judge, push the first weights, check agreement, evaluate, train and evaluate, export."""
         self._restore()
+        self.trust.check(self.progress.total_steps)
         self._first_push()
         self._evaluate("before")
         self._evaluate_readers()
@@ -334,13 +340,16 @@ class Training:
         )  # fmt: skip
         try:
             for report in controller.run():
+                doubt = self.trust.doubt_after(progress.total_steps + 1)
                 self._record(stage, report)
                 done = report.step == stage.steps
                 progress.stage, progress.step = (index + 1, 0) if done else (index, report.step)
                 progress.version, progress.total_steps = controller.version, progress.total_steps + 1
                 leaving = self.stop.asked  # read once: a request that comes while saving waits for the next step
-                if done or leaving or report.step % stage.checkpoint_every == 0:
+                if done or leaving or doubt or report.step % stage.checkpoint_every == 0:
                     self._save(controller)
+                if doubt:
+                    raise RunError(doubt)
                 if leaving:
                     raise StopAsked
         except BaseException:  # an interrupt too: its last judgements say why a run stopped
@@ -351,7 +360,8 @@ class Training:
             self.ports.push(progress.version)
 
     def _record(self, stage: StageConfig, report: StepReport) -> None:
-        self.watch.step(report.metrics | {"wall/rss_gb": self.memory.last_gb}, report.step, stage.name)
+        metrics = report.metrics | self.trust.metrics() | {"wall/rss_gb": self.memory.last_gb}
+        self.watch.step(metrics, report.step, stage.name)
         self.watch.samples([_sample_row(g) for g in report.groups], report.step)
         self.ledger.record(report.ledger)
 

@@ -11,12 +11,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from speechsum.ledger import LedgerRow
+from speechsum.pairwise import FLIPPED, preferred
 from speechsum.types import (
     FailureKind,
     FinishReason,
     JudgeFailure,
     Judgement,
     Lesson,
+    Preference,
+    Reward,
     TeacherFailure,
     TrajectoryGroup,
 )
@@ -35,6 +38,7 @@ class Window:
     drops: Counter[str] = field(default_factory=Counter)
     last_rollout_failure: str = ""
     gated: int = 0
+    preferences: list[Reward] = field(default_factory=list)
     tokens: int = 0
     truncated: int = 0
     trajectories: int = 0
@@ -57,6 +61,10 @@ class Window:
         else:
             self.rewards.append(judgement.value)
             self.gated += bool(judgement.gate)
+
+    def compared(self, preferences: Sequence[Preference]) -> None:
+        """Keep what a pairwise judge said of a group; what failed is counted by `judged` where it matters."""
+        self.preferences += [p.judgement for p in preferences if isinstance(p.judgement, Reward)]
 
     def taught(self, lessons: Sequence[Lesson]) -> None:
         """Count what a teacher said of a group."""
@@ -88,7 +96,17 @@ class Window:
             "judge/gated_share": self.gated / judged,
             "judge/score_s": self.busy_s["score"],
         }
-        return metrics | {f"judge/failed_{kind}": n for kind, n in self.failures.items()}
+        metrics |= {f"judge/failed_{kind}": n for kind, n in self.failures.items()}
+        return metrics | self._pair_metrics()
+
+    def _pair_metrics(self) -> dict[str, float]:
+        """Flips among the pairs that were shown; a pair that a gate decided has no order."""
+        if not self.preferences:
+            return {}
+        flips = [p.breakdown[FLIPPED] for p in self.preferences if FLIPPED in p.breakdown]
+        abstained = sum(preferred(p.value) == "tie" for p in self.preferences)
+        metrics = {"judge/abstained_share": abstained / len(self.preferences)}
+        return metrics | ({"judge/flip_share": sum(flips) / len(flips)} if flips else {})
 
     def _teacher_metrics(self) -> dict[str, float]:
         if not self.lessons:

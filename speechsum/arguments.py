@@ -159,7 +159,10 @@ def _add_judge(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     judge = subparsers.add_parser("judge", help="use a judge without training")
     kinds = judge.add_subparsers(metavar="COMMAND", required=True)
     score = kinds.add_parser("score", help="a row in, a row out: reward and breakdown, or null and why")
-    score.add_argument("--input", type=Path, required=True, metavar="X.jsonl", help="transcript, instruction, summary")
+    score.add_argument(
+        "--input", type=Path, required=True, metavar="X.jsonl",
+        help="transcript, instruction, summary; and other, to compare with",
+    )  # fmt: skip
     score.add_argument("--output", type=Path, required=True, metavar="Y.jsonl", help="where the judgements go")
     score.add_argument("--recipe", type=Path, metavar="RECIPE", help="take the judge from this recipe")
     _add_override(score)

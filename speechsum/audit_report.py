@@ -69,10 +69,20 @@ def _table(figures: Mapping[str, Any]) -> RenderableType:
 
 def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
     bias, failures = figures["length_bias"], figures["failures"]
+    flips = figures["position_flips"]
+    told = "reward with length (Spearman, true summaries)"
+    if flips["pairs"]:
+        told = "lead with length (Spearman, truth against canary)"
+        yield f"winners that changed with the order: {flips['flips']} of {flips['pairs']} ({flips['share']:.0%})"
+    else:
+        yield "winners that changed with the order: none can, as each text is judged alone"
     yield (
-        f"reward with length (Spearman, true summaries): {UNKNOWN if bias is None else f'{bias:+.2f}'} · "
+        f"{told}: {UNKNOWN if bias is None else f'{bias:+.2f}'} · "
         f"{figures['judgements']} judgements, {figures['seconds_per_judgement']:.3g} s each"
     )
+    if "requests" in figures:
+        each = (figures[name] / figures["judgements"] for name in ("requests", "tokens"))
+        yield "cost of a judgement: {:.2f} requests, {:.0f} tokens".format(*each)
     kinds = ", ".join(f"{kind} {entry['count']}" for kind, entry in failures.items())
     yield f"judge failures, in no win rate: {kinds or 'none'}"
     yield from (f"  the first {kind}: {entry['first']}" for kind, entry in failures.items() if entry["first"])

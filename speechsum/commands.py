@@ -237,6 +237,8 @@ def evaluate(options: argparse.Namespace) -> int:
     if options.judge_recipe is not None:
         second = load_recipe(options.judge_recipe).judge
         config = config.model_copy(update={"eval": config.eval.model_copy(update={"second_judge": second})})
+    if "pairwise" in {judge.kind for judge in (config.judge, config.eval.second_judge) if judge}:
+        raise UserError("judge.kind = 'pairwise' gives no summary a score, which eval needs; set it to 'rubric'")
     checkpoints = _named_checkpoints(options.checkpoint)
     if not checkpoints and BASE not in config.eval.rows:
         raise UserError(

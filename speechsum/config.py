@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from speechsum.errors import UserError
-from speechsum.objectives import Loss, OpdLoss
+from speechsum.objectives import DpoLoss, Loss, OpdLoss
 from speechsum.section import Fraction, NonNegative, Positive, Resources, Section
 from speechsum.stages import StageKind, kind_of
 
@@ -201,15 +201,31 @@ class EndpointConfig(Section):
         return f"{self.model}@{self.revision}" if self.revision else self.model
 
 
-class JudgeConfig(Section):
-    """Who scores. `likelihood` needs any small causal LM (`path`), `rubric` an endpoint.
+class AuditConfig(Section):
+    """Whether the judge can be trusted, asked before step 0 and after every `every` steps of the run (0: not again).
 
+    True summaries of `clips` held-out clips (0: no audit) against texts made wrong on purpose. Below `min_spearman`
+    (rank correlation with known corruption) or `min_win_rate` (of the kind of canary that is beaten least often) the
+    run does not start, or ends with a checkpoint; without `enforce` it says so and goes on.
+    """
+
+    clips: Annotated[int, Field(ge=0)] = 24
+    min_spearman: Annotated[float, Field(ge=-1, le=1)] = 0.85
+    min_win_rate: Fraction = 0.9
+    every: Annotated[int, Field(ge=0)] = 0
+    enforce: bool = True
+
+
+class JudgeConfig(Section):
+    """Who scores. `likelihood` needs any small causal LM (`path`), `rubric` and `pairwise` an endpoint.
+
+    `pairwise` compares two summaries, so it serves `dpo` stages, and neither `grpo` nor evaluation.
     `cache` is a file on the disk of each machine that judges, such as `"~/.cache/speechsum/judgements.sqlite"`: what
     was judged once is not asked again, in later runs too. Empty, nothing is kept.
     Above `max_failure_share` of failed judgements in `failure_window` the run stops with the reason.
     """
 
-    kind: Literal["likelihood", "rubric", "lexical"] = "likelihood"
+    kind: Literal["likelihood", "rubric", "pairwise", "lexical"] = "likelihood"
     actors: Positive = 1
     path: str = STARTER
     gpus_per_actor: NonNegative = 0
@@ -219,11 +235,17 @@ class JudgeConfig(Section):
     cache: str = ""
     max_failure_share: Fraction = 0.2
     failure_window: Positive = 200
+    audit: AuditConfig | None = None
+
+    @property
+    def asks_endpoint(self) -> bool:
+        """Whether `endpoint` matters."""
+        return self.kind in ("rubric", "pairwise")
 
     @model_validator(mode="after")
-    def _rubric_has_an_endpoint(self) -> Self:
-        if self.kind == "rubric" and not (self.endpoint.url and self.endpoint.model):
-            raise ValueError("judge.kind = 'rubric' needs judge.endpoint.url and judge.endpoint.model")
+    def _endpoint_is_named(self) -> Self:
+        if self.asks_endpoint and not (self.endpoint.url and self.endpoint.model):
+            raise ValueError(f"judge.kind = {self.kind!r} needs judge.endpoint.url and judge.endpoint.model")
         return self
 
     @model_validator(mode="after")
@@ -334,6 +356,12 @@ class EvalConfig(Section):
     rows: tuple[Literal["text-mode", "cascade", "teacher", "base"], ...] = ()
     recogniser: str = ""
 
+    @model_validator(mode="after")
+    def _second_judge_scores_one_at_a_time(self) -> Self:
+        if self.second_judge and self.second_judge.kind == "pairwise":
+            raise ValueError("eval.second_judge.kind = 'pairwise' gives no summary a score; set it to 'rubric'")
+        return self
+
 
 class PreflightConfig(Section):
     """Agreement of rollout and learner before step 0, in nats per token; above the limit the run is refused."""
@@ -376,6 +404,12 @@ class RunConfig(Section):
             raise ValueError("rollout.temperature = 0 makes all completions of a group alike; set it above 0")
         for stage in self.stage:
             self._check_teacher(stage)
+            self._check_judge(stage)
+        if self.judge.kind == "pairwise" and self.eval.clips:
+            raise ValueError(
+                "judge.kind = 'pairwise' gives no summary a score, which evaluation needs; set eval.clips = 0 and "
+                "measure the checkpoints with `speechsum eval`, or set judge.kind to 'rubric'"
+            )
         if (self.learner.backend == "nccl") != (self.learner.gpus_per_rank > 0):
             raise ValueError("learner.backend = 'nccl' goes with learner.gpus_per_rank > 0, 'gloo' with 0; change one")
         if self.rollout.backend != "object_store" and not (self.learner.gpus_per_rank and self.rollout.gpus_per_actor):
@@ -390,6 +424,13 @@ class RunConfig(Section):
                 f"{self.rollout.engine.max_model_len}; raise the latter or lower the former"
             )
         return self
+
+    def _check_judge(self, stage: StageConfig) -> None:
+        if self.judge.kind == "pairwise" and "judge" in stage.kind.scorers and not isinstance(stage.loss, DpoLoss):
+            raise ValueError(
+                f"stage {stage.name!r}: {stage.loss.kind} needs a reward for each completion, and judge.kind = "
+                "'pairwise' compares two; set judge.kind to 'rubric', or the stage's loss.kind to 'dpo'"
+            )
 
     def _check_teacher(self, stage: StageConfig) -> None:
         if "teacher" not in stage.kind.scorers:

@@ -8,20 +8,54 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from speechsum.errors import UserError
-from speechsum.types import FailureKind, JudgeFailure, Judgement, JudgeTask
+from speechsum.pairwise import preferred
+from speechsum.types import FailureKind, JudgeFailure, Judgement, JudgeTask, PairTask, Reward
 
 FIELDS = ("transcript", "instruction", "summary")
-MAY_BE_EMPTY = frozenset({"summary"})
+OTHER = "other"
+MAY_BE_EMPTY = frozenset({"summary", OTHER})
 RAW_LIMIT = 200
 
 Row = dict[str, Any]
+Entry = JudgeTask | PairTask | JudgeFailure
+"""What to judge of a row, or why it cannot be."""
 
 
-def read_tasks(path: Path | str) -> list[tuple[JudgeTask | JudgeFailure, Row]]:
+@dataclass(frozen=True, slots=True)
+class PairOfRewards:
+    """A row with `other`, both of whose summaries were scored alone."""
+
+    own: Judgement
+    other: Judgement
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A row with `other`, whose summaries were shown together: the probability that `summary` is the better one."""
+
+    reward: Reward
+
+
+Judged = Judgement | PairOfRewards | Compared
+
+
+def as_preference(judgement: Judgement) -> Judged:
+    """A pairwise judge's answer as a row tells it."""
+    return Compared(judgement) if isinstance(judgement, Reward) else judgement
+
+
+def needs_other(task: JudgeTask | JudgeFailure) -> JudgeFailure:
+    """Why a pairwise judge has nothing to say of a row."""
+    detail = f"no {OTHER!r}, the summary that a pairwise judge compares with"
+    return task if isinstance(task, JudgeFailure) else JudgeFailure(FailureKind.BAD_ROW, detail)
+
+
+def read_tasks(path: Path | str) -> list[tuple[Entry, Row]]:
     """One entry per non-blank line, in order: what to judge, or why this row cannot be, and the row itself."""
     entries = [_entry(number, line) for number, line in enumerate(_lines(Path(path)), start=1) if line.strip()]
     if not entries:
@@ -29,8 +63,12 @@ def read_tasks(path: Path | str) -> list[tuple[JudgeTask | JudgeFailure, Row]]:
     return entries
 
 
-def write_judgements(path: Path | str, rows: Sequence[Row], judgements: Sequence[Judgement]) -> None:
-    """Each row with `reward`, `failure`, `gate` and `breakdown` added, in place of any it had. All lines or no file."""
+def write_judgements(path: Path | str, rows: Sequence[Row], judgements: Sequence[Judged]) -> None:
+    """Each row with `reward`, `failure`, `gate` and `breakdown` added, in place of any it had. All lines or no file.
+
+    A row that was compared also has `preferred`: `summary`, `other` or `tie`. One whose two summaries were scored has
+    the same four fields again as `other_reward` and so on, and `difference`, null where either failed.
+    """
     path = Path(path)
     aside = path.with_name(f".{path.name}.tmp")
     lines = [_line(row, judgement) for row, judgement in zip(rows, judgements, strict=True)]
@@ -61,7 +99,7 @@ def _lines(path: Path) -> list[str]:
         raise UserError(f"{path} line {line} is not UTF-8; save the file as UTF-8") from None
 
 
-def _entry(number: int, line: str) -> tuple[JudgeTask | JudgeFailure, Row]:
+def _entry(number: int, line: str) -> tuple[Entry, Row]:
     """What cannot be parsed is passed on as its line number and its beginning."""
     try:
         row = json.loads(line, parse_constant=_no_constant)
@@ -75,11 +113,12 @@ def _entry(number: int, line: str) -> tuple[JudgeTask | JudgeFailure, Row]:
     problem = _problem(row)
     if problem:
         return JudgeFailure(FailureKind.BAD_ROW, f"line {number}: {problem}"), row
-    return JudgeTask(*(row[name] for name in FIELDS)), row
+    task = JudgeTask(**{name: row[name] for name in FIELDS})
+    return (PairTask(task.transcript, task.instruction, task.summary, row[OTHER]) if OTHER in row else task), row
 
 
 def _problem(row: Row) -> str:
-    for name in FIELDS:
+    for name in (*FIELDS, *({OTHER} & row.keys())):
         if name not in row:
             return f"no {name!r}"
         if not isinstance(row[name], str):
@@ -97,11 +136,21 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _line(row: Row, judgement: Judgement) -> bytes:
-    out = dict(row)
-    if isinstance(judgement, JudgeFailure):
-        failure = {"kind": judgement.kind.value, "detail": judgement.detail}
-        out |= {"reward": None, "failure": failure, "gate": "", "breakdown": {}}
-    else:
-        out |= {"reward": judgement.value, "failure": None, "gate": judgement.gate, "breakdown": judgement.breakdown}
+def _line(row: Row, judged: Judged) -> bytes:
+    out = row | _told(judged)
     return json.dumps(out, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n"
+
+
+def _told(judged: Judged) -> Row:
+    if isinstance(judged, PairOfRewards):
+        own, other = judged.own, judged.other
+        difference = own.value - other.value if isinstance(own, Reward) and isinstance(other, Reward) else None
+        told = {f"{OTHER}_{name}": value for name, value in _told(other).items()}
+        return {**_told(own), **told, "difference": difference}
+    if isinstance(judged, Compared):
+        winner = {"first": "summary", "second": OTHER}.get(preferred(judged.reward.value), "tie")
+        return {**_told(judged.reward), "preferred": winner}
+    if isinstance(judged, JudgeFailure):
+        failure = {"kind": judged.kind.value, "detail": judged.detail}
+        return {"reward": None, "failure": failure, "gate": "", "breakdown": {}}
+    return {"reward": judged.value, "failure": None, "gate": judged.gate, "breakdown": judged.breakdown}

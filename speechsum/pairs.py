@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +14,8 @@ import pyarrow.parquet as pq
 from speechsum.errors import UserError
 from speechsum.ledger import FOLDER, read_ledger
 from speechsum.objectives import PairRules
-from speechsum.types import Reward
+from speechsum.pairwise import preferred
+from speechsum.types import FailureKind, JudgeFailure, Judgement, Preference, Reward
 
 FAITHFULNESS = ("faithful", "support")
 """What judges call it in their breakdown, the rubric's first."""
@@ -21,16 +23,19 @@ FAITHFULNESS = ("faithful", "support")
 COLUMNS = ("prompt_id", "chosen", "rejected")
 
 
-def choose_pairs(rewards: Sequence[Reward | None], lengths: Sequence[int], rules: PairRules) -> list[tuple[int, int]]:
+def choose_pairs(
+    rewards: Sequence[Reward | None], lengths: Sequence[int], rules: PairRules, preferences: Sequence[Preference] = ()
+) -> list[tuple[int, int]]:
     """Indices (preferred, other) of completions that `rules` allow to be compared, the widest apart first.
 
-    `rewards` is None where the judge failed, `lengths` are in tokens. No completion is in two pairs.
+    `rewards` is None where the judge failed, `lengths` are in tokens. No completion is in two pairs. Where a judge
+    compared the completions themselves, its `preferences` say how far apart two are, and rewards do not.
     """
-    known = [(i, r) for i, r in enumerate(rewards) if r is not None]
+    known = {i: r for i, r in enumerate(rewards) if r is not None}
+    leads = _preferred_leads(preferences) if preferences else _reward_leads(known)
     candidates = [
-        (better.value - worse.value, i, j)
-        for i, better in known for j, worse in known
-        if better.value > worse.value and _allowed(better, worse, lengths[i], lengths[j], rules)
+        (lead, i, j) for (i, j), lead in leads.items()
+        if lead >= rules.margin and _allowed(known[i], known[j], lengths[i], lengths[j], rules)
     ]  # fmt: skip
     pairs: list[tuple[int, int]] = []
     used: set[int] = set()
@@ -41,9 +46,48 @@ def choose_pairs(rewards: Sequence[Reward | None], lengths: Sequence[int], rules
     return pairs
 
 
+def _reward_leads(known: Mapping[int, Reward]) -> dict[tuple[int, int], float]:
+    """By how much the first of two is ahead, for all that are not equal."""
+    pairs = ((i, j, better.value - worse.value) for i, better in known.items() for j, worse in known.items())
+    return {(i, j): lead for i, j, lead in pairs if lead > 0}
+
+
+def _preferred_leads(preferences: Sequence[Preference]) -> dict[tuple[int, int], float]:
+    """By how much likelier the first of two is to be the better one; without those on which the judge abstained."""
+    leads: dict[tuple[int, int], float] = {}
+    for p in preferences:
+        if isinstance(p.judgement, Reward) and (lead := 2 * p.judgement.value - 1):
+            leads[(p.first, p.second) if lead > 0 else (p.second, p.first)] = abs(lead)
+    return leads
+
+
+def all_pairs(size: int) -> list[tuple[int, int]]:
+    """Every two of `size` places, once."""
+    return list(combinations(range(size), 2))
+
+
+def fared(size: int, preferences: Sequence[Preference]) -> list[Judgement]:
+    """How each of `size` texts did against the others: the mean probability that it is the better one.
+
+    Comparisons that failed count on neither side; where all of a text's did, the first failure stands for it.
+    """
+    return [_fared(place, [p for p in preferences if place in (p.first, p.second)]) for place in range(size)]
+
+
+def _fared(place: int, own: Sequence[Preference]) -> Judgement:
+    judged = [(p, p.judgement) for p in own if isinstance(p.judgement, Reward)]
+    if not judged:
+        return next(
+            (p.judgement for p in own if isinstance(p.judgement, JudgeFailure)),
+            JudgeFailure(FailureKind.BAD_ROW, "nothing to compare with"),
+        )
+    chances = [j.value if p.first == place else 1.0 - j.value for p, j in judged]
+    results = [preferred(chance) for chance in chances]
+    breakdown = {"won": results.count("first"), "lost": results.count("second"), "abstained": results.count("tie")}
+    return Reward(sum(chances) / len(chances), {name: float(count) for name, count in breakdown.items()})
+
+
 def _allowed(better: Reward, worse: Reward, own: int, other: int, rules: PairRules) -> bool:
-    if better.value - worse.value < rules.margin:
-        return False
     if max(own, other) > rules.max_length_ratio * min(own, other):
         return False
     return not rules.faithful_first or _faithfulness(better) >= _faithfulness(worse)

@@ -96,10 +96,18 @@ def rubric_schema() -> dict[str, Any]:
 
 
 def parse_rubric(text: str) -> Reward | JudgeFailure:
-    """The judge's answer as a reward, or why it is none. Never raises and never guesses a missing score.
+    """The judge's answer as a reward, or why it is none. Never raises and never guesses a missing score."""
+    answer = parse_object(text)
+    if isinstance(answer, JudgeFailure):
+        return answer
+    return _problem(answer) or _reward(answer)
 
-    The answer must be the JSON object and nothing else (one Markdown fence around all of it is taken off): an object
-    picked out of prose could be one that the summary planted there.
+
+def parse_object(text: str) -> dict[str, Any] | JudgeFailure:
+    """A judge's answer as the JSON object that it has to be, or why it is none. Never raises.
+
+    It must be the object and nothing else (one Markdown fence around all of it is taken off): an object picked out of
+    prose could be one that the summary planted there.
     """
     if len(text) > MAX_ANSWER_BYTES or len(text.encode("utf-8", "replace")) > MAX_ANSWER_BYTES:
         return JudgeFailure(FailureKind.TOO_LARGE, f"answer of {len(text)} characters")
@@ -108,11 +116,11 @@ def parse_rubric(text: str) -> Reward | JudgeFailure:
         answer = json.loads(fenced.group(1) if fenced else text, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
         if "{" not in text and _REFUSAL.search(text.replace("\u2019", "'")):
-            return JudgeFailure(FailureKind.REFUSED, _excerpt(text))
-        return JudgeFailure(FailureKind.INVALID_JSON, f"{type(error).__name__}: {_excerpt(text)}")
+            return JudgeFailure(FailureKind.REFUSED, excerpt(text))
+        return JudgeFailure(FailureKind.INVALID_JSON, f"{type(error).__name__}: {excerpt(text)}")
     if not isinstance(answer, dict):
-        return JudgeFailure(FailureKind.INVALID_JSON, f"expected an object, got {_excerpt(text)}")
-    return _problem(answer) or _reward(answer)
+        return JudgeFailure(FailureKind.INVALID_JSON, f"expected an object, got {excerpt(text)}")
+    return answer
 
 
 def combine(scores: dict[str, int]) -> float:
@@ -135,17 +143,22 @@ def _problem(answer: dict[str, Any]) -> JudgeFailure | None:
     for criterion in WEIGHTS:
         score = answer[criterion]
         if type(score) is not int or not 1 <= score <= 5:  # `type`, not isinstance: True is an int
-            return JudgeFailure(FailureKind.OUT_OF_RANGE, f"{criterion} = {_excerpt(repr(score))}")
+            return JudgeFailure(FailureKind.OUT_OF_RANGE, f"{criterion} = {excerpt(repr(score))}")
     return None
 
 
 def _reward(answer: dict[str, Any]) -> Reward:
     breakdown = {criterion: (answer[criterion] - 1) / 4 for criterion in WEIGHTS}
-    notes = " ".join(_utf8(answer["reason"]).split()[:MAX_REASON_WORDS])
+    notes = reason_of(answer)
     quotes = [_utf8(quote)[:120] for quote in answer["unsupported"][:MAX_QUOTES]]
     if quotes:
         notes += f" | unsupported: {'; '.join(quotes)}"
     return Reward(combine(answer), breakdown, notes=notes)
+
+
+def reason_of(answer: dict[str, Any]) -> str:
+    """What the judge says in its own words, cut to as many as it was allowed."""
+    return " ".join(_utf8(answer["reason"]).split()[:MAX_REASON_WORDS])
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -160,7 +173,7 @@ def _utf8(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _excerpt(text: str, limit: int = 120) -> str:
+def excerpt(text: str, limit: int = 120) -> str:
     """Enough of a text to recognise it in a log line."""
     text = _utf8(" ".join(text[: 4 * limit].split()))
     return text if len(text) <= limit else text[: limit - 1] + "\u2026"

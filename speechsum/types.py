@@ -159,11 +159,46 @@ class JudgeTask:
 
 
 @dataclass(frozen=True, slots=True)
+class PairTask:
+    """Two summaries of one source, to be compared. Judge actor, `judge score`, audit -> pairwise judge."""
+
+    transcript: str
+    instruction: str
+    summary: str
+    other: str
+
+    @property
+    def sides(self) -> tuple[JudgeTask, JudgeTask]:
+        """Each summary as a task of its own."""
+        return (
+            JudgeTask(self.transcript, self.instruction, self.summary),
+            JudgeTask(self.transcript, self.instruction, self.other),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Two completions of a group, by their places in it, compared. Judge actor -> controller.
+
+    A reward's `value` is the probability that `first` is the better one; 0.5 where the judge abstains.
+    """
+
+    first: int
+    second: int
+    judgement: Judgement
+
+
+@dataclass(frozen=True, slots=True)
 class ScoredGroup:
-    """A group with a judgement for each trajectory, in the same order. Judge actor -> controller."""
+    """A group with a judgement for each trajectory, in the same order. Judge actor -> controller.
+
+    `preferences` are a pairwise judge's, of every two trajectories; the judgements are then how each fared in its
+    group. Other judges have none.
+    """
 
     group: TrajectoryGroup
     judgements: tuple[Judgement, ...]
+    preferences: tuple[Preference, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

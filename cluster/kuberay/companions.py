@@ -92,8 +92,8 @@ def network_policy(config: RunConfig, profile: ClusterProfile) -> NetworkPolicy:
 
 
 def _judge_port(config: RunConfig) -> set[int]:
-    """Where a rubric judge's endpoint listens; its name may resolve to anywhere, so the port is all that is known."""
-    if config.judge.kind != "rubric":
+    """Where the judge's endpoint listens; its name may resolve to anywhere, so the port is all that is known."""
+    if not config.judge.asks_endpoint:
         return set()
     address = urlsplit(config.judge.endpoint.url)
     return {address.port or (80 if address.scheme == "http" else 443)}

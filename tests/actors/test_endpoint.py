@@ -316,6 +316,7 @@ def test_an_endpoint_that_is_down_is_left_alone_until_a_probe_gets_through(serve
     assert len(server.requests) == 3 * 2 + 1 + 1 + 1
     assert asked.counts == {
         "judge/requests": 9.0,
+        "judge/tokens": 0.0,
         "judge/retries": 3.0,
         "judge/retries_refused": 0.0,
         "judge/circuit_openings": 2.0,
@@ -438,6 +439,14 @@ def test_a_call_that_is_given_up_frees_slot_and_probe(serve: Callable[..., FakeS
 
     failed, back = asyncio.run(run())
     assert (kind(failed), back) == (FailureKind.HTTP_ERROR, "back")
+
+
+def test_tokens_are_what_the_endpoint_counts(serve: Callable[..., FakeServer]) -> None:
+    def used(usage: object) -> Reply:
+        return Reply(body=json.dumps(json.loads(says("ok").body) | {"usage": usage}).encode())
+
+    server = serve(used({"total_tokens": 30}), used(None), used({"total_tokens": "9"}), used({"total_tokens": 12}))
+    assert ask(server.url, times=4).counts["judge/tokens"] == 42
 
 
 def test_what_the_endpoint_says_it_serves_is_kept(serve: Callable[..., FakeServer]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from actors import judge_cache
-from actors.judge import JudgeActor, Observed, make_judge
+from actors.judge import JudgeActor, Observed, Remembering, make_judge
 from actors.judge_cache import CachedJudge, JudgementCache, checkpoint_digest
 from speechsum.config import EndpointConfig, JudgeConfig
 from speechsum.errors import UserError
@@ -67,6 +67,17 @@ def test_a_judgement_survives_a_restart_to_the_last_bit(tmp_path: Path) -> None:
     assert judge.asked == ["a", "b", "c"]  # a and b from the file, c once
     assert (counts["judge/cache_hits"], counts["judge/cache_misses"]) == (3, 1)
     assert counts["judge/cache_hit_share"] == 0.75
+
+
+def test_an_audit_asks_as_if_nothing_were_kept(tmp_path: Path) -> None:
+    judge = FakeJudge()
+    cached = CachedJudge(judge, JudgementCache(str(tmp_path / "c")), {})
+    assert isinstance(cached, Remembering)
+    cached.score(tasks("a"))
+    judge.answer = lambda _: DOWN
+    assert cached.score_afresh(tasks("a", "a")) == [DOWN, DOWN]
+    assert cached.score(tasks("a")) == [FULL]
+    cached.close()
 
 
 def test_failures_are_asked_again_and_gated_texts_stay_gated(tmp_path: Path) -> None:

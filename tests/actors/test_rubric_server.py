@@ -1,4 +1,4 @@
-"""The rubric judge against a real vLLM server, which enforces the answer's JSON schema."""
+"""The rubric and the pairwise judge against a real vLLM server, which enforces the answer's JSON schema."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from pathlib import Path
 import httpx
 import pytest
 
+from actors.pairwise_judge import PairwiseJudge
 from actors.rubric_judge import RubricJudge
 from cluster.assets import judge_checkpoint
 from speechsum.config import STARTER, EndpointConfig
+from speechsum.pairwise import PROBABILITY
 from speechsum.rubric import WEIGHTS
-from speechsum.types import FailureKind, JudgeFailure, JudgeTask, Reward
+from speechsum.types import FailureKind, JudgeFailure, JudgeTask, PairTask, Reward
 
 pytestmark = pytest.mark.slow
 DEADLINE_S = 240
@@ -72,6 +74,26 @@ def test_every_answer_of_a_real_server_is_a_whole_rubric(url: str) -> None:
         assert set(WEIGHTS) <= set(reward.breakdown)
     assert isinstance(judged[2], Reward)
     assert judged[2].gate == "empty"  # never sent
+
+
+def test_a_real_server_answers_for_both_orders(url: str) -> None:
+    judge = PairwiseJudge(EndpointConfig(url=url, model="judge", timeout_s=120, concurrency=2))
+    try:
+        (judged,) = judge.score([
+            PairTask(
+                TRANSCRIPT, "Summarize this in one sentence.",
+                "The budget meeting moved to Friday.", "Anna will not send any report at all.",
+            )
+        ])  # fmt: skip
+        counts = judge.counts()
+    finally:
+        judge.close()
+    assert isinstance(judged, Reward), judged
+    assert {judged.breakdown["shown_first"], judged.breakdown["shown_second"]} <= {
+        round(p, 6) for p in PROBABILITY.values()
+    }
+    assert (counts["judge/pairs"], counts["judge/requests"]) == (1, 2)
+    assert counts["judge/tokens"] > 1000  # two prompts and what was said to them
 
 
 def test_a_name_that_the_server_does_not_know_is_a_typed_failure(url: str) -> None:

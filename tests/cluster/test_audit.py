@@ -16,9 +16,9 @@ from cluster import audit
 from cluster.audit import Case, audit_file, figures, judge_cases, read_clips
 from speechsum.audit_report import TITLES, print_audit, render_svg
 from speechsum.canaries import KINDS, Canary
-from speechsum.config import STANDALONE, RunConfig, load_recipe
+from speechsum.config import STANDALONE, AuditConfig, RunConfig, load_recipe
 from speechsum.errors import UserError
-from speechsum.types import AudioRef, FailureKind, JudgeFailure, Judgement, JudgeTask, Prompt, Reward
+from speechsum.types import AudioRef, FailureKind, JudgeFailure, Judgement, JudgeTask, PairTask, Prompt, Reward
 
 FAILED = JudgeFailure(FailureKind.TIMEOUT, "60 s")
 
@@ -48,9 +48,9 @@ def case(name: str, ladder: Sequence[str] = (), /, **canaries: str) -> Case:
 
 def measured(cases: Sequence[Case], table: dict[str, float | Judgement]) -> dict[str, Any]:
     answers = {text: said if isinstance(said, Reward | JudgeFailure) else Reward(said) for text, said in table.items()}
-    verdicts, seconds = judge_cases(FakeJudge(lambda task: answers[task.summary]), cases, lambda text: None)
+    verdicts, seconds = judge_cases(FakeJudge(lambda task: answers[task.summary]).score, cases, lambda text: None)
     assert seconds >= 0.0
-    return figures(verdicts, 2.0, 50)
+    return figures(verdicts, 2.0, 50, AuditConfig())
 
 
 def test_wins_ties_losses_and_failures_are_kept_apart() -> None:
@@ -114,9 +114,36 @@ def test_length_bias_is_over_true_summaries() -> None:
 
 def test_a_judge_is_asked_a_few_clips_at_a_time() -> None:
     judge, said = FakeJudge(lambda task: Reward(0.5)), []
-    judge_cases(judge, [case(str(n), name="x") for n in range(audit.CLIPS_AT_ONCE + 1)], said.append)
+    judge_cases(judge.score, [case(str(n), name="x") for n in range(audit.CLIPS_AT_ONCE + 1)], said.append)
     assert judge.calls == [2 * audit.CLIPS_AT_ONCE, 2]
     assert said[-1] == f"judged: {audit.CLIPS_AT_ONCE + 1} of {audit.CLIPS_AT_ONCE + 1} clips"
+
+
+def test_a_pairwise_judge_is_shown_each_canary_and_every_two_steps() -> None:
+    cases = [case("a", ["a1", "a2"], name="x x x", doubled="y"), case("b", [], name="z")]
+    chances: dict[tuple[str, str], Judgement] = {
+        ("a true", "a1"): Reward(0.95, {"flipped": 0.0}), ("a true", "a2"): Reward(0.95, {"flipped": 0.0}),
+        ("a1", "a2"): Reward(0.5, {"flipped": 1.0}), ("a true", "x x x"): Reward(0.25, {"flipped": 0.0}),
+        ("a true", "y"): Reward(0.85, {"flipped": 0.0}), ("b true", "z"): FAILED,
+    }  # fmt: skip
+    asked: list[PairTask] = []
+
+    def score(tasks: Sequence[PairTask]) -> list[Judgement]:
+        asked.extend(tasks)
+        return [chances[task.summary, task.other] for task in tasks]
+
+    verdicts, _ = judge_cases(score, cases, lambda text: None, pairwise=True)
+    found = {"judge": "fake/1", **figures(verdicts, 1.2, 50, AuditConfig(), pairwise=True)}
+    assert len(asked) == found["judgements"] == 6
+    assert found["position_flips"] == {"pairs": 5, "flips": 1, "share": 0.2}
+    assert found["spearman"]["mean"] == pytest.approx(0.866, abs=1e-3)  # 0.95, then 0.275 twice
+    assert (found["canaries"]["name"]["losses"], found["canaries"]["name"]["failures"]) == (1, 1)
+    assert found["canaries"]["name"]["not_beaten"][0]["lead"] == pytest.approx(-0.5)
+    assert found["canaries"]["doubled"]["wins"] == 1
+    assert found["length_bias"] == pytest.approx(1.0)  # ahead where it is the longer one, behind where the shorter
+    out = io.StringIO()
+    print_audit(found, Console(file=out, width=100))
+    assert "winners that changed with the order: 1 of 5 (20%)" in out.getvalue()
 
 
 # --- from a manifest to files --------------------------------------------------------------------------------------
@@ -187,6 +214,23 @@ def test_a_judge_that_always_fails_is_no_judge(
     ET.parse(tmp_path / "deep" / "o.svg")
 
 
+class FakeRemoteJudge(FakeJudge):
+    """One that says what it has sent."""
+
+    served_models = ()
+
+    def counts(self) -> dict[str, float]:
+        return {"judge/requests": 2.0 * sum(self.calls), "judge/tokens": 700.0 * sum(self.calls)}
+
+
+def test_what_a_judgement_costs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = whole(tmp_path, monkeypatch, FakeRemoteJudge(lambda task: Reward(0.5)))
+    assert found["requests"] == 2 * found["judgements"]
+    assert "cost of a judgement: 2.00 requests, 700 tokens" in capsys.readouterr().out
+
+
 def test_the_judge_of_the_recipe_is_opened(tmp_path: Path) -> None:
     found = audit_file(manifest(tmp_path, *ROWS), tmp_path / "o.json", config(), None, 0, lambda text: None)
     assert found["judge"] == "lexical/lexical-1"
@@ -219,6 +263,7 @@ def test_the_table_fits_a_terminal_and_says_what_is_missing() -> None:
     print_audit(found, Console(file=out, width=80))
     shown = out.getvalue()
     assert "truth beats a name swapped" in shown
+    assert "none can, as each text is judged alone" in shown.replace("\n", " ")
     assert "1.000 (1.00–1.00)" in shown
     assert "not to be had from these clips: a number swapped" in shown.replace("\n", " ")
     assert set(TITLES) == set(KINDS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from cluster.selection import judged, taught
@@ -12,6 +14,7 @@ from speechsum.types import (
     FinishReason,
     JudgeFailure,
     Judgement,
+    Preference,
     Prompt,
     Reward,
     ScoredGroup,
@@ -73,6 +76,15 @@ def test_pairs_come_with_the_preferred_one_first():
     assert found.fates == ("", "no_pair", "", "no_pair", "judge_failed")
     assert found.advantages == (None,) * 5
     assert all(c.policy_version == 5 for c in found.completions)
+
+
+def test_a_pairwise_judge_says_which_two():
+    group = scored(Reward(0.6), Reward(0.5), Reward(0.4))
+    preferences = (Preference(0, 1, Reward(0.5)), Preference(0, 2, FAILED), Preference(1, 2, Reward(0.25)))
+    found = judged(DPO, replace(group, preferences=preferences))
+    assert ids(found) == [2, 1]
+    assert found.pairs == (None, (0, False), (0, True))
+    assert found.fates == ("no_pair", "", "")
 
 
 def test_a_teacher_alone_takes_whatever_it_could_read():

@@ -40,7 +40,9 @@ def recipe(tiny_30s_path: Path, manifest: Path) -> dict[str, Any]:
         "model": {"path": str(tiny_30s_path), "dtype": "float32", "max_audio_s": 4, "max_prompt_tokens": 220},
         "data": {"train": str(manifest), "eval": str(manifest)},
         "rollout": {"max_tokens": 32, "prompts_per_request": 2, "engine": engine},
-        "judge": {"kind": "lexical"},
+        "judge": {
+            "kind": "lexical", "audit": {"clips": 2, "min_spearman": -1, "min_win_rate": 0, "every": 2},
+        },
         "eval": {"clips": 4, "max_tokens": 32, "bootstrap": 100},
         "preflight": {"prompts": 2},
         "stage": [

@@ -72,6 +72,15 @@ def test_metrics_are_all_described_and_staleness_is_bounded(finished: tuple[Path
     assert max(m["buffer/staleness_max"] for m in lines[2:]) <= 1
 
 
+def test_the_judge_was_audited_before_the_first_step_and_between_steps(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = finished
+    assert {path.name for path in folder.glob("audit-*.json")} == {"audit-0.json", "audit-2.json", "audit-4.json"}
+    assert json.loads((folder / "audit-4.json").read_text())["judge"] == "lexical/lexical-1"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    told = [(m["stage"], m["step"]) for m in lines if "judge/audit_win_rate" in m]
+    assert told == [("sft", 1), ("sft", 2), ("grpo", 2)]
+
+
 def test_the_export_loads_in_plain_transformers(finished: tuple[Path, dict[str, Any]]) -> None:
     from transformers import AudioFlamingo3ForConditionalGeneration
 

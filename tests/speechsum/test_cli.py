@@ -416,6 +416,13 @@ def test_eval_takes_rows_and_what_they_need_from_a_recipe(
     assert "'cascade'" in one_sentence(capsys)
 
 
+def test_eval_needs_a_judge_that_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairwise = ["-o", "judge.kind=pairwise", "-o", 'judge.endpoint={ url = "http://judge/v1", model = "big" }']
+    arguments = ["eval", "--checkpoint", str(tmp_path), "--data", "m.jsonl", "--out", str(tmp_path / "o.json")]
+    assert cli.main([*arguments, *pairwise]) == 2
+    assert "judge.kind = 'pairwise' gives no summary a score" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("given", "named"),
     [

@@ -199,3 +199,24 @@ def test_an_address_may_carry_what_is_no_secret() -> None:
 @pytest.mark.parametrize("section", ["model", "teacher", "judge", "rollout.engine"])
 def test_a_checkpoints_own_code_cannot_be_asked_for(recipe: Path, section: str) -> None:
     assert "unknown key" in refusal(recipe, f"{section}.trust_remote_code=true")
+
+
+PAIRWISE = ("judge.kind=pairwise", 'judge.endpoint={ url = "http://judge/v1", model = "big" }')
+
+
+def test_a_pairwise_judge_serves_only_what_compares(recipe: Path) -> None:
+    to_dpo = ("stage.grpo.loss={ kind = 'dpo' }", "eval.clips=0")
+    assert load_recipe(recipe, [*PAIRWISE, *to_dpo]).judge.kind == "pairwise"
+    assert "set judge.kind to 'rubric', or the stage's loss.kind to 'dpo'" in refusal(recipe, *PAIRWISE, "eval.clips=0")
+    assert "set eval.clips = 0" in refusal(recipe, *PAIRWISE, *to_dpo[:1])
+    assert "needs judge.endpoint.url" in refusal(recipe, *PAIRWISE[:1], *to_dpo)
+    second = "eval.second_judge={ kind = 'pairwise', endpoint = { url = 'http://judge/v1', model = 'big' } }"
+    assert "eval.second_judge.kind = 'pairwise'" in refusal(recipe, second)
+
+
+def test_an_audit_is_there_where_the_recipe_has_the_section(recipe: Path) -> None:
+    assert load_recipe(recipe).judge.audit is None
+    audit = load_recipe(recipe, ["judge.audit.clips=12"]).judge.audit
+    assert audit is not None
+    assert (audit.clips, audit.min_spearman, audit.min_win_rate, audit.every, audit.enforce) == (12, 0.85, 0.9, 0, True)
+    assert "min_win_rate" in refusal(recipe, "judge.audit.min_win_rate=1.5")

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from speechsum.errors import UserError
-from speechsum.judge_io import read_tasks, write_judgements
-from speechsum.types import FailureKind, JudgeFailure, Judgement, JudgeTask, Reward
+from speechsum.judge_io import Judged, PairOfRewards, as_preference, read_tasks, write_judgements
+from speechsum.types import FailureKind, JudgeFailure, Judgement, JudgeTask, PairTask, Reward
 
 GOOD = {"transcript": "t", "instruction": "i", "summary": "s"}
 
@@ -35,6 +35,7 @@ def test_good_rows_become_tasks_and_keep_other_fields(tmp_path: Path) -> None:
         ('{"transcript": "t", "instruction": null, "summary": "s"}', "'instruction' is not a string"),
         ('{"transcript": " ", "instruction": "i", "summary": "s"}', "'transcript' is empty"),
         ('{"transcript": "t\\ud800", "instruction": "i", "summary": "s"}', "'transcript' holds a lone surrogate"),
+        ('{"transcript": "t", "instruction": "i", "summary": "s", "other": null}', "'other' is not a string"),
         ('{"transcript": "t", ', "not JSON"),
         ("[1, 2]", "not a JSON object"),
         ("[" * 20_000, "not JSON"),
@@ -86,6 +87,36 @@ def test_judgements_are_written_beside_their_rows(tmp_path: Path) -> None:
     assert failed["reward"] is None
     assert failed["failure"] == {"kind": "timeout", "detail": "no answer"}
     assert [p.name for p in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+def test_a_row_with_another_summary_is_a_pair(tmp_path: Path) -> None:
+    path = written(tmp_path / "in.jsonl", json.dumps(GOOD | {"other": "o"}), json.dumps(GOOD | {"other": ""}))
+    assert [task for task, _ in read_tasks(path)] == [PairTask("t", "i", "s", "o"), PairTask("t", "i", "s", "")]
+
+
+def test_pairs_are_told_by_who_judged_them(tmp_path: Path) -> None:
+    failed = JudgeFailure(FailureKind.TIMEOUT, "no answer")
+    row = GOOD | {"other": "o"}
+    judged: list[Judged] = [
+        PairOfRewards(Reward(0.75, {"faithful": 1.0}), Reward(0.5, gate="g")),
+        PairOfRewards(Reward(0.75), failed),
+        as_preference(Reward(0.85, {"flipped": 0.0})),
+        as_preference(Reward(0.5)),
+        as_preference(Reward(0.25)),
+        as_preference(failed),
+    ]
+    write_judgements(tmp_path / "out.jsonl", [row] * len(judged), judged)
+    both, half, *compared = (json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines())
+    assert both == row | {
+        "reward": 0.75, "failure": None, "gate": "", "breakdown": {"faithful": 1.0},
+        "other_reward": 0.5, "other_failure": None, "other_gate": "g", "other_breakdown": {}, "difference": 0.25,
+    }  # fmt: skip
+    assert (half["reward"], half["other_reward"], half["difference"]) == (0.75, None, None)
+    assert half["other_failure"]["kind"] == "timeout"
+    assert [(line["reward"], line.get("preferred")) for line in compared] == [
+        (0.85, "summary"), (0.5, "tie"), (0.25, "other"), (None, None),
+    ]  # fmt: skip
+    assert compared[-1]["failure"]["kind"] == "timeout"
 
 
 def test_output_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 from speechsum.errors import UserError
 from speechsum.ledger import Ledger, LedgerRow
 from speechsum.objectives import PairRules
-from speechsum.pairs import Pair, choose_pairs, read_pairs
-from speechsum.types import Reward
+from speechsum.pairs import Pair, choose_pairs, fared, read_pairs
+from speechsum.types import FailureKind, JudgeFailure, Preference, Reward
 
 FREE = PairRules(margin=0.0, faithful_first=False, max_length_ratio=100.0, per_prompt=9)
 
@@ -38,6 +38,29 @@ def test_a_failed_judgement_is_on_no_side():
 
 def test_equal_rewards_make_no_pair():
     assert choose_pairs(rewards(0.5, 0.5, 0.5), [5] * 3, FREE) == []
+
+
+FAILED = JudgeFailure(FailureKind.TIMEOUT)
+COMPARED = [Preference(0, 1, Reward(0.15)), Preference(0, 2, Reward(0.5)), Preference(1, 2, FAILED)]
+
+
+def test_a_pairwise_judge_decides_by_the_pair_itself():
+    assert choose_pairs(rewards(0.3, 0.85, 0.5), [5] * 3, FREE, COMPARED) == [(1, 0)]
+    assert choose_pairs(rewards(0.3, 0.85, 0.5), [5] * 3, rules(margin=0.7), COMPARED) == [(1, 0)]  # 0.85 - 0.15
+    assert choose_pairs(rewards(0.3, 0.85, 0.5), [5] * 3, rules(margin=0.71), COMPARED) == []
+    assert choose_pairs(rewards(0.3, 0.85, 0.5), [20, 5, 5], rules(max_length_ratio=3.0), COMPARED) == []
+
+
+def test_where_a_pairwise_judge_abstains_there_is_no_pair_whatever_the_rewards():
+    assert choose_pairs(rewards(0.9, 0.1, 0.5), [5] * 3, FREE, [Preference(0, 1, Reward(0.5))]) == []
+
+
+def test_how_each_of_a_group_fared():
+    first, second, third = fared(3, COMPARED)
+    assert first == Reward((0.15 + 0.5) / 2, {"won": 0.0, "lost": 1.0, "abstained": 1.0})
+    assert second == Reward(0.85, {"won": 1.0, "lost": 0.0, "abstained": 0.0})  # what failed counts on neither side
+    assert third == Reward(0.5, {"won": 0.0, "lost": 0.0, "abstained": 1.0})
+    assert fared(2, [Preference(0, 1, FAILED)]) == [FAILED, FAILED]
 
 
 def test_the_margin_is_the_least_difference():

@@ -1,0 +1,122 @@
+"""How a stage of a run ends before its time: with a checkpoint of the step that was done. No actor is started."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.run_folder import RunFolder
+from cluster.train import Progress, Training
+from speechsum.config import RunConfig, parse
+from speechsum.data import PromptStream
+from speechsum.errors import RunError, StopAsked
+from speechsum.ledger import Ledger
+from speechsum.types import AudioRef, Prompt
+
+PROMPTS = [Prompt(f"p{i}", AudioRef(f"/{i}.wav"), "Sum up.", reference="said") for i in range(3)]
+
+
+class FakePorts:
+    """A learner that trains on references, at once."""
+
+    rollout, run_id = None, "run"
+
+    def step(self, batch: Any, version: int) -> int:
+        return version
+
+    def result(self, handle: int) -> dict[str, float]:
+        return {"learner/loss": 0.5}
+
+    def completion_ids(self, text: str) -> np.ndarray:
+        return np.array([1], dtype=np.int32)
+
+    def prompt_ids(self, prompt: Prompt, reads: str) -> list[int]:
+        return [2]
+
+
+class FakeLearner:
+    """Keeps which step was saved."""
+
+    def __init__(self) -> None:
+        self.saved: list[int] = []
+
+    def begin_stage(self, stage: Any) -> None:
+        pass
+
+    def save(self, folder: Path, number: int, state: dict[str, Any]) -> None:
+        assert state["progress"]["step"] == number
+        self.saved.append(number)
+
+
+class FakeTrust:
+    """Doubts the judge after one step."""
+
+    def __init__(self, doubted: int) -> None:
+        self.doubted = doubted
+
+    def doubt_after(self, steps: int) -> str:
+        return "no judge to trust" if steps == self.doubted else ""
+
+    def metrics(self) -> dict[str, float]:
+        return {"judge/audit_win_rate": 0.1}
+
+
+class FakeWatch:
+    """Keeps the figures of each step."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+
+    def status(self, text: str) -> None:
+        pass
+
+    def stage(self, name: str, steps: int, start: int) -> None:
+        pass
+
+    def step(self, metrics: dict[str, float], step: int, stage: str) -> None:
+        self.steps.append(metrics)
+
+    def samples(self, rows: Sequence[Any], step: int) -> None:
+        pass
+
+
+class BareTraining(Training):
+    """A run whose parts are the fakes above."""
+
+    def __init__(self, config: RunConfig, folder: Path, *, doubted: int, asked: bool) -> None:
+        self.config, self.folder, self.ledger = config, RunFolder(folder), Ledger(folder)
+        self.learner, self.fake_watch = FakeLearner(), FakeWatch()
+        parts: dict[str, Any] = {
+            "plan": SimpleNamespace(pairs={}), "crew": SimpleNamespace(learner=self.learner), "ports": FakePorts(),
+            "watch": self.fake_watch, "memory": SimpleNamespace(last_gb=1.0, peak_gb=1.0),
+            "stop": SimpleNamespace(asked=asked), "trust": FakeTrust(doubted),
+        }  # fmt: skip
+        self.__dict__.update(parts)
+        self.stream, self.progress, self._counted_until = PromptStream(PROMPTS, 0), Progress(), 0.0
+
+
+def training(folder: Path, *, doubted: int = 0, asked: bool = False) -> BareTraining:
+    folder.joinpath("trajectories").mkdir()
+    stage = {"name": "sft", "steps": 4, "groups_per_step": 2, "checkpoint_every": 3, "loss": {"kind": "sft"}}
+    return BareTraining(parse({"name": "n", "stage": [stage]}, "test"), folder, doubted=doubted, asked=asked)
+
+
+def test_a_judge_that_is_doubted_ends_the_run_with_a_checkpoint(tmp_path: Path) -> None:
+    run = training(tmp_path, doubted=2)
+    with pytest.raises(RunError, match="no judge to trust"):
+        run._run_stage(0, run.config.stage[0])
+    assert run.learner.saved == [2]
+    assert (run.progress.step, run.progress.total_steps) == (2, 2)
+    assert [step["judge/audit_win_rate"] for step in run.fake_watch.steps] == [0.1, 0.1]
+
+
+def test_a_request_to_stop_does_too(tmp_path: Path) -> None:
+    run = training(tmp_path, asked=True)
+    with pytest.raises(StopAsked):
+        run._run_stage(0, run.config.stage[0])
+    assert run.learner.saved == [1]
