@@ -285,7 +285,8 @@ class ObjectStoreTransfer(WeightTransferEngine[NoInit, ObjectStoreUpdate]):
     """Loads a payload that lies in this node's object store, through vLLM's layerwise reload.
 
     Reload is needed because a running model holds repacked weights. It rebuilds a fused layer from all its parts or
-    not at all, so each touched tensor brings its siblings from the checkpoint on disk, memory-mapped once.
+    not at all, so each touched tensor brings its siblings from the checkpoint on disk, memory-mapped once. What a push
+    has as the checkpoint has it stays where it is, because vLLM 0.32 does not repack experts a second time on a CPU.
     """
 
     init_info_cls = NoInit
@@ -328,7 +329,7 @@ class ObjectStoreTransfer(WeightTransferEngine[NoInit, ObjectStoreUpdate]):
         self._base = {}
 
     def _targets(self, payload: WeightsPayload) -> set[str]:
-        """Checkpoint names that `payload` sets; raises `WeightsRefused` where one does not fit this model."""
+        """Checkpoint names that `payload` changes; raises `WeightsRefused` where one does not fit this model."""
         whole = set(whole_tensors(payload.tensors))
         try:
             adapted = set(adapted_weights(payload.tensors))
@@ -341,7 +342,8 @@ class ObjectStoreTransfer(WeightTransferEngine[NoInit, ObjectStoreUpdate]):
         for name in adapted:
             a, b = (payload.tensors[n] for n in pair_names(name))
             _check_shape(name, (b.shape[0], a.shape[1]), tuple(self._base[name].shape))
-        return whole | adapted
+        changed = {name for name in whole if not _is_as(payload.tensors[name], self._base[name])}
+        return changed | adapted
 
     def _with_siblings(self, names: set[str]) -> set[str]:
         """Add the tensors that vLLM fuses with `names` into one parameter set: q with k and v, gate with up, biases."""
@@ -499,6 +501,11 @@ def _open_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
     if not tensors:
         raise UserError(f"no .safetensors file in {folder}; save the checkpoint with save_pretrained")
     return tensors
+
+
+def _is_as(array: np.ndarray, tensor: torch.Tensor) -> bool:
+    sent = to_torch(array)
+    return sent.dtype == tensor.dtype and torch.equal(sent, tensor)
 
 
 def _check_shape(name: str, got: tuple[int, ...], want: tuple[int, ...]) -> None:
