@@ -1,4 +1,4 @@
-"""The one file here that imports vLLM: generation, likelihoods and weight updates behind one small class.
+"""The file through which all reach vLLM: generation, likelihoods and weight updates behind one small class.
 
 The engine runs in the calling process (no engine-core subprocess): a Ray actor already is a process of its own, a
 push then hands tensors over by reference, and the engine loads in seconds. Import this file before torch: the
@@ -33,6 +33,7 @@ set_environment()
 
 # ruff: noqa: E402
 import contextlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from vllm import LLM, ModelRegistry
+from vllm import LLM
 from vllm import SamplingParams as VllmSamplingParams
 from vllm.config import WeightTransferConfig
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
@@ -52,13 +53,10 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.exceptions import VLLMValidationError
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
-from vllm.model_executor.models.audioflamingo3 import (
-    AudioFlamingo3FeatureInputs,
-    AudioFlamingo3ForConditionalGeneration,
-)
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.platforms import current_platform
 
+from actors.hearing import register_models
 from speechsum.config import EngineConfig
 from speechsum.errors import RunError, UserError
 from speechsum.lora import adapted_weights, merge, pair_names, whole_tensors
@@ -70,6 +68,7 @@ SAMPLING_RATE = 16_000
 KV_BLOCK = 32
 CPU_PREFILL_TOKENS = 2048
 MEL_CACHE_GB = 0.25
+HEARS_ONLY = {"audio": 1, "image": 0, "video": 0}
 
 
 class EngineBroken(RunError):
@@ -368,25 +367,6 @@ class ObjectStoreTransfer(WeightTransferEngine[NoInit, ObjectStoreUpdate]):
                 yield name, self._base[name]
 
 
-class ShortWindowAudioFlamingo3(AudioFlamingo3ForConditionalGeneration):
-    """Audio Flamingo 3 whose encoder window may be shorter than 30 s (the checkpoint's `max_source_positions`).
-
-    vLLM's class runs any window but its input check insists on 3,000 mel frames. A 10 s window makes a short clip
-    three times cheaper to encode.
-    """
-
-    def _parse_and_validate_audio_input(self, **kwargs: object) -> Any:
-        if kwargs.get("input_features") is None:
-            return super()._parse_and_validate_audio_input(**kwargs)
-        fields = {key: kwargs[key] for key in ("input_features", "feature_attention_mask", "chunk_counts")}
-        return AudioFlamingo3FeatureInputs(type="audio_features", validate=False, **fields)
-
-
-def register_models() -> None:
-    """Make the class above serve its architecture; also a `vllm.general_plugins` entry point."""
-    ModelRegistry.register_model("AudioFlamingo3ForConditionalGeneration", ShortWindowAudioFlamingo3)
-
-
 def register_weight_transfer() -> None:
     """Make `object_store` known to vLLM in this process; also a `vllm.general_plugins` entry point for others."""
     with contextlib.suppress(ValueError):  # already registered
@@ -424,8 +404,8 @@ def _engine_arguments(
     else:
         arguments |= {"gpu_memory_utilization": config.gpu_memory_utilization}
     if audio:
-        register_models()
-        arguments |= {"limit_mm_per_prompt": {"audio": 1}, "mm_processor_cache_gb": MEL_CACHE_GB}
+        register_models(json.loads((path / "config.json").read_text(encoding="utf-8")).get("architectures") or [])
+        arguments |= {"limit_mm_per_prompt": HEARS_ONLY, "mm_processor_cache_gb": MEL_CACHE_GB}
         # logits in bfloat16 alone cost 0.03 nats of agreement per token; a judge agrees with nobody and is spared the
         # cast of the whole head for every prompt that the CPU makes of it
         arguments |= {"hf_overrides": {"head_dtype": "float32"}}

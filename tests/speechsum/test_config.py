@@ -164,3 +164,7 @@ def test_every_recipe_that_ships_loads() -> None:
     root = Path(__file__).resolve().parents[2]
     for path in [*sorted((root / "recipes").glob("*.toml")), root / "speechsum" / "standalone.toml"]:
         assert load_recipe(path).name
+
+
+def test_a_family_that_cannot_be_trained_is_refused_by_name(recipe: Path) -> None:
+    assert "model.family = 'voxtral' cannot be trained: vLLM 0.32 loads it" in refusal(recipe, "model.family=voxtral")
