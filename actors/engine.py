@@ -1,4 +1,4 @@
-"""The one file here that imports vLLM: generation, likelihoods and weight updates behind one small class.
+"""The file through which all reach vLLM: generation, likelihoods and weight updates behind one small class.
 
 The engine runs in the calling process (no engine-core subprocess): a Ray actor already is a process of its own, a
 push then hands tensors over by reference, and the engine loads in seconds. Import this file before torch: the
@@ -34,6 +34,7 @@ set_environment()
 
 # ruff: noqa: E402
 import contextlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from vllm import LLM, ModelRegistry
+from vllm import LLM
 from vllm import SamplingParams as VllmSamplingParams
 from vllm.config import WeightTransferConfig
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
@@ -53,13 +54,10 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.exceptions import VLLMValidationError
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
-from vllm.model_executor.models.audioflamingo3 import (
-    AudioFlamingo3FeatureInputs,
-    AudioFlamingo3ForConditionalGeneration,
-)
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.platforms import current_platform
 
+from actors.hearing import register_models
 from speechsum.config import EngineConfig
 from speechsum.errors import RunError, UserError
 from speechsum.lora import adapted_weights, merge, pair_names, whole_tensors
@@ -71,6 +69,7 @@ SAMPLING_RATE = 16_000
 KV_BLOCK = 32
 CPU_PREFILL_TOKENS = 2048
 MEL_CACHE_GB = 0.25
+HEARS_ONLY = {"audio": 1, "image": 0, "video": 0}
 
 
 class EngineBroken(RunError):
@@ -286,7 +285,8 @@ class ObjectStoreTransfer(WeightTransferEngine[NoInit, ObjectStoreUpdate]):
     """Loads a payload that lies in this node's object store, through vLLM's layerwise reload.
 
     Reload is needed because a running model holds repacked weights. It rebuilds a fused layer from all its parts or
-    not at all, so each touched tensor brings its siblings from the checkpoint on disk, memory-mapped once.
+    not at all, so each touched tensor brings its siblings from the checkpoint on disk, memory-mapped once. What a push
+    has as the checkpoint has it stays where it is, because vLLM 0.32 does not repack experts a second time on a CPU.
     """
 
     init_info_cls = NoInit
@@ -329,7 +329,7 @@ class ObjectStoreTransfer(WeightTransferEngine[NoInit, ObjectStoreUpdate]):
         self._base = {}
 
     def _targets(self, payload: WeightsPayload) -> set[str]:
-        """Checkpoint names that `payload` sets; raises `WeightsRefused` where one does not fit this model."""
+        """Checkpoint names that `payload` changes; raises `WeightsRefused` where one does not fit this model."""
         whole = set(whole_tensors(payload.tensors))
         try:
             adapted = set(adapted_weights(payload.tensors))
@@ -342,7 +342,8 @@ class ObjectStoreTransfer(WeightTransferEngine[NoInit, ObjectStoreUpdate]):
         for name in adapted:
             a, b = (payload.tensors[n] for n in pair_names(name))
             _check_shape(name, (b.shape[0], a.shape[1]), tuple(self._base[name].shape))
-        return whole | adapted
+        changed = {name for name in whole if not _is_as(payload.tensors[name], self._base[name])}
+        return changed | adapted
 
     def _with_siblings(self, names: set[str]) -> set[str]:
         """Add the tensors that vLLM fuses with `names` into one parameter set: q with k and v, gate with up, biases."""
@@ -365,25 +366,6 @@ class ObjectStoreTransfer(WeightTransferEngine[NoInit, ObjectStoreUpdate]):
                 yield name, merge(self._base[name].to(self.model_config.dtype), *pair, payload.scale)
             else:
                 yield name, self._base[name]
-
-
-class ShortWindowAudioFlamingo3(AudioFlamingo3ForConditionalGeneration):
-    """Audio Flamingo 3 whose encoder window may be shorter than 30 s (the checkpoint's `max_source_positions`).
-
-    vLLM's class runs any window but its input check insists on 3,000 mel frames. A 10 s window makes a short clip
-    three times cheaper to encode.
-    """
-
-    def _parse_and_validate_audio_input(self, **kwargs: object) -> Any:
-        if kwargs.get("input_features") is None:
-            return super()._parse_and_validate_audio_input(**kwargs)
-        fields = {key: kwargs[key] for key in ("input_features", "feature_attention_mask", "chunk_counts")}
-        return AudioFlamingo3FeatureInputs(type="audio_features", validate=False, **fields)
-
-
-def register_models() -> None:
-    """Make the class above serve its architecture; also a `vllm.general_plugins` entry point."""
-    ModelRegistry.register_model("AudioFlamingo3ForConditionalGeneration", ShortWindowAudioFlamingo3)
 
 
 def register_weight_transfer() -> None:
@@ -425,8 +407,8 @@ def _engine_arguments(
     else:
         arguments |= {"gpu_memory_utilization": config.gpu_memory_utilization}
     if audio:
-        register_models()
-        arguments |= {"limit_mm_per_prompt": {"audio": 1}, "mm_processor_cache_gb": MEL_CACHE_GB}
+        register_models(json.loads((path / "config.json").read_text(encoding="utf-8")).get("architectures") or [])
+        arguments |= {"limit_mm_per_prompt": HEARS_ONLY, "mm_processor_cache_gb": MEL_CACHE_GB}
         # logits in bfloat16 alone cost 0.03 nats of agreement per token; a judge agrees with nobody and is spared the
         # cast of the whole head for every prompt that the CPU makes of it
         arguments |= {"hf_overrides": {"head_dtype": "float32"}}
@@ -502,6 +484,11 @@ def _open_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
     if not tensors:
         raise UserError(f"no .safetensors file in {folder}; save the checkpoint with save_pretrained")
     return tensors
+
+
+def _is_as(array: np.ndarray, tensor: torch.Tensor) -> bool:
+    sent = to_torch(array)
+    return sent.dtype == tensor.dtype and torch.equal(sent, tensor)
 
 
 def _check_shape(name: str, got: tuple[int, ...], want: tuple[int, ...]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from learner.checkpoint import export_merged
 from speechsum.audio import AudioLimits
-from speechsum.config import STARTER, LoraConfig, RunConfig, TeacherConfig
+from speechsum.config import STARTER, UNSUPPORTED_FAMILIES, LoraConfig, RunConfig, TeacherConfig
 from speechsum.data import ManifestError, PromptCheck, read_manifest
 from speechsum.errors import UserError
 from speechsum.eval_table import kind_of
@@ -164,6 +164,8 @@ def family_of(folder: Path) -> Family:
     for family in FAMILIES.values():
         if family.model_type == model_type:
             return family
+    if why := UNSUPPORTED_FAMILIES.get(str(model_type)):
+        raise UserError(f"{folder} is of type {model_type!r}, which cannot be trained: {why}; choose another model")
     known = ", ".join(sorted(family.model_type for family in FAMILIES.values()))
     raise UserError(f"{folder} is of type {model_type!r}, which speechsum does not train; it knows {known}")
 
@@ -240,6 +242,8 @@ def training_needs(config: RunConfig) -> tuple[str, ...]:
 def prompt_check(config: RunConfig, checkpoint: Path, needs: Sequence[str]) -> PromptCheck:
     """What `read_manifest` asks of every prompt: `needs` are there, and it fits the model's context."""
     model, family = config.model, FAMILIES[config.model.family]
+    if refusal := family.refusal(checkpoint):
+        raise UserError(f"{checkpoint}: {refusal}")
     if (longest := family.longest_audio_s(checkpoint)) < model.max_audio_s:
         raise UserError(f"model.max_audio_s = {model.max_audio_s:g}, but {checkpoint.name} takes {longest:g}; lower it")
     builder = PromptBuilder.load(checkpoint, family)

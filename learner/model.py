@@ -108,6 +108,7 @@ class SpeechPolicy(nn.Module):
         self.head = model.get_submodule(family.head)
         self.family = family
         self.scale = lora.alpha / lora.rank
+        self.logits_divisor = family.logits_divisor(model.config)
         _add_lora(self.decoder, lora)
         self.projector.requires_grad_(train_projector).float()
 
@@ -121,7 +122,7 @@ class SpeechPolicy(nn.Module):
         that of all tokens besides, or as [N, 0] where K is 0.
         """
         embeds = self.decoder.get_input_embeddings()(rows.ids)
-        heard = self.projector(audio.to(self.projector_dtype)).to(embeds.dtype)
+        heard = self.family.project(self.projector, audio.to(self.projector_dtype)).to(embeds.dtype)
         embeds = embeds.masked_scatter(rows.heard(audio_id)[..., None], heard)
         hidden = self.decoder(
             inputs_embeds=embeds,
@@ -137,6 +138,12 @@ class SpeechPolicy(nn.Module):
         logprobs, entropy, others = (torch.cat(part) for part in zip(*parts, strict=True))
         return logprobs, entropy, others
 
+    def train(self, mode: bool = True) -> SpeechPolicy:
+        """As for any module, but that the projector never drops out: the engine's does not, and the two must agree."""
+        super().train(mode)
+        self.projector.eval()
+        return self
+
     @property
     def projector_dtype(self) -> torch.dtype:
         """What the projector computes in: its parameters' type, which FSDP's mixed precision may change."""
@@ -144,14 +151,14 @@ class SpeechPolicy(nn.Module):
 
     @property
     def audio_width(self) -> int:
-        """D of the encoder states: what the projector's first linear layer takes."""
-        return next(m.in_features for m in self.projector.modules() if isinstance(m, nn.Linear))
+        """D of the encoder states."""
+        return self.family.state_width(self.projector)
 
     def _score(
         self, hidden: Tensor, targets: Tensor, candidates: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Full-vocabulary logits of a chunk; recomputed in backward, so they never live together."""
-        logits = nn.functional.linear(hidden.float(), self.head.weight.float()) / temperature
+        logits = nn.functional.linear(hidden.float(), self.head.weight.float()) / (self.logits_divisor * temperature)
         logprobs = logits.log_softmax(-1)
         with torch.no_grad():
             entropy = -(logprobs.exp() * logprobs).sum(-1)

@@ -35,6 +35,16 @@ SECRET_NAME = re.compile(r"key|token|secret|password|signature", re.IGNORECASE)
 """In the name of a query parameter: what it holds would have to be kept from others."""
 
 
+UNSUPPORTED_FAMILIES = {
+    "voxtral": (
+        "vLLM 0.32 loads it in Mistral's own format alone (tekken.json, consolidated.safetensors, other names and "
+        "another layout of q and k) and expects every audio token in the request, while transformers trains the "
+        "Hugging Face format, so neither prompts nor pushes would agree"
+    ),
+}
+"""Audio LLMs that cannot be trained with the libraries' present versions, and why not."""
+
+
 S = TypeVar("S", bound=Section)
 
 
@@ -55,13 +65,20 @@ class ModelConfig(Section):
     """
 
     path: str = STARTER
-    family: Literal["audio_flamingo3", "qwen2_5_omni"] = "audio_flamingo3"
+    family: Literal["audio_flamingo3", "granite_speech", "qwen2_5_omni", "qwen3_omni"] = "audio_flamingo3"
     adapter: str = "none"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     lora: LoraConfig = LoraConfig()
     train_projector: bool = True
     max_audio_s: Annotated[float, Field(gt=0)] = 30.0
     max_prompt_tokens: Positive = 1024
+
+    @field_validator("family", mode="before")
+    @classmethod
+    def _can_be_trained(cls, name: Any) -> Any:
+        if why := UNSUPPORTED_FAMILIES.get(str(name)):
+            raise ValueError(f"model.family = {name!r} cannot be trained: {why}; choose another model")
+        return name
 
 
 class AugmentConfig(Section):

@@ -106,10 +106,8 @@ class PromptBuilder:
         another role or bring a second recording.
         """
         self._refuse_control_tokens("instruction", instruction)
-        content = [{"type": "audio"}, {"type": "text", "text": instruction}]
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
+        turn = {"role": "user", "content": self.family.user_content(instruction)}
+        text = self.tokenizer.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
         ids = self.tokenizer(text, add_special_tokens=False).input_ids
         if ids.count(self.audio_id) != 1:
             raise UserError(

@@ -55,7 +55,7 @@ class WeightsPayload:
 
 def make_payload(version: int, mode: PushMode, tensors: Mapping[str, np.ndarray], scale: float = 1.0) -> WeightsPayload:
     """Stamp `tensors` (from `to_numpy`) as one version. The arrays are referenced, not copied."""
-    ordered = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+    ordered = {name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}
     stamp = WeightsVersion(
         version=version,
         checksum=checksum(ordered, scale),
@@ -74,7 +74,7 @@ def checksum(tensors: Mapping[str, np.ndarray], scale: float = 1.0) -> str:
     """
     digest = hashlib.blake2b(f"{scale!r}\n".encode(), digest_size=8)
     for name in sorted(tensors):
-        array = np.ascontiguousarray(tensors[name])
+        array = np.asarray(tensors[name], order="C")  # ascontiguousarray would give a scalar a dimension
         crc = zlib.crc32(array.reshape(-1).view(np.uint8).data)
         digest.update(f"{name}\0{array.shape}\0{array.dtype.str}\0{crc}\n".encode())
     return digest.hexdigest()

@@ -18,8 +18,8 @@ TEMPLATE = (
 )
 
 
-def tiny_tokenizer(audio: bool = True):
-    """Byte-level BPE trained on a line of text: any string has ids."""
+def tiny_tokenizer(audio: bool = True, **named: str):
+    """Byte-level BPE trained on a line of text: any string has ids. `named` are special tokens of some model."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -33,7 +33,7 @@ def tiny_tokenizer(audio: bool = True):
     core.train_from_iterator([WORDS] * 4, trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>",
-        unk_token="<|endoftext|>",
+        unk_token="<|endoftext|>", **named,
     )  # fmt: skip
     tokenizer.chat_template = TEMPLATE
     if audio:
@@ -85,7 +85,7 @@ def tiny_checkpoint(path: Path, *, window_s: int = WINDOW_S, windows: int = 2, d
     AudioFlamingo3Processor(
         features, tokenizer, chat_template=TEMPLATE, max_audio_len=windows * window_s
     ).save_pretrained(path)
-    _write_generation_config(path, tokenizer)
+    write_generation_config(path, tokenizer)
     return path
 
 
@@ -99,11 +99,11 @@ def tiny_text_checkpoint(path: Path) -> Path:
     vocab = -(-len(tokenizer) // 64) * 64
     Qwen2ForCausalLM(Qwen2Config(**_text_config(tokenizer, vocab))).save_pretrained(path)
     tokenizer.save_pretrained(path)
-    _write_generation_config(path, tokenizer)
+    write_generation_config(path, tokenizer)
     return path
 
 
-def _write_generation_config(path: Path, tokenizer) -> None:
+def write_generation_config(path: Path, tokenizer) -> None:
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}
     (path / "generation_config.json").write_text(json.dumps(ids))
 

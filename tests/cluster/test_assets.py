@@ -15,6 +15,7 @@ from cluster.train import make_plan
 from cluster.watch import Watch
 from speechsum.config import RunConfig, parse
 from speechsum.errors import UserError
+from speechsum.families import FAMILIES
 from tests.tiny import recording
 
 
@@ -170,6 +171,21 @@ def test_a_model_of_no_known_family(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(UserError, match=r"'bert'.*audioflamingo3"):
         assets.family_of(tmp_path)
+
+
+def test_a_model_that_cannot_be_trained_is_refused_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "voxtral"}')
+    with pytest.raises(UserError, match=r"'voxtral', which cannot be trained: vLLM 0.32 loads it"):
+        assets.family_of(tmp_path)
+
+
+@pytest.mark.parametrize(("said", "refused"), [("", True), ('"has_lora_adapter": true', True),
+                                               ('"has_lora_adapter": false', False)])  # fmt: skip
+def test_granite_with_an_adapter_of_its_own_is_refused(said: str, refused: bool, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(f"{{{said}}}")
+    why = FAMILIES["granite_speech"].refusal(tmp_path)
+    assert (why is not None) == refused
+    assert why is None or "merge the adapter into the weights" in why
 
 
 def test_an_adapter_that_is_not_there(tmp_path: Path) -> None:

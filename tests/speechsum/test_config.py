@@ -220,3 +220,7 @@ def test_an_audit_is_there_where_the_recipe_has_the_section(recipe: Path) -> Non
     assert audit is not None
     assert (audit.clips, audit.min_spearman, audit.min_win_rate, audit.every, audit.enforce) == (12, 0.85, 0.9, 0, True)
     assert "min_win_rate" in refusal(recipe, "judge.audit.min_win_rate=1.5")
+
+
+def test_a_family_that_cannot_be_trained_is_refused_by_name(recipe: Path) -> None:
+    assert "model.family = 'voxtral' cannot be trained: vLLM 0.32 loads it" in refusal(recipe, "model.family=voxtral")

@@ -70,6 +70,13 @@ def test_bfloat16_goes_there_and_back_without_a_copy():
     assert to_torch(array).data_ptr() == tensor.data_ptr()
 
 
+def test_a_scalar_stays_a_scalar():
+    """Batch normalisation counts its batches in a tensor of no dimension, which a full push has to carry."""
+    payload = make_payload(1, PushMode.FULL, {"count": np.array(3, np.int64)})
+    payload.verify()
+    assert payload.tensors["count"].shape == ()
+
+
 def test_read_only_arrays_become_tensors_silently(recwarn):
     array = np.zeros(3, np.float32)
     array.setflags(write=False)
