@@ -1,6 +1,6 @@
 """Cut a checkpoint's adapter down to what ships with the starter: bfloat16, projector and LoRA, nothing else.
 
-python tools/ship_adapter.py runs/starter-align/checkpoints/step_000240 speechsum/starter/aligned.safetensors
+python tools/ship_adapter.py runs/starter-align-on/checkpoints/step_000480 speechsum/starter/aligned.safetensors
 """
 
 from __future__ import annotations
