@@ -10,10 +10,11 @@ from typing import Any, Protocol, runtime_checkable
 import ray
 from ray.util.metrics import Counter, Gauge
 
+from actors.notice import Notice
 from speechsum.config import JudgeConfig
 from speechsum.errors import UserError
 from speechsum.metrics import describe
-from speechsum.types import JudgeFailure, Judgement, JudgeTask, ScoredGroup, TrajectoryGroup
+from speechsum.types import JudgeFailure, Judgement, JudgeTask, Leaving, ScoredGroup, TrajectoryGroup
 
 
 class Judge(Protocol):
@@ -95,25 +96,30 @@ class JudgeActor:
     def __init__(self, config: JudgeConfig, path: str | None, *, index: int = 0) -> None:
         self._judge = make_judge(config, path)
         self._published = _Metrics(self._judge, index)
+        self._notice = Notice()
         self._totals = {"judge/scored": 0.0, "judge/failures": 0.0, "judge/gated": 0.0, "judge/score_s": 0.0}
+
+    def join(self) -> str:
+        """See `Notice.listen`."""
+        return self._notice.listen()
 
     def ready(self) -> str:
         """Name and version of the judge; answers once it is loaded."""
         return f"{self._judge.name}/{self._judge.version}"
 
-    def score(self, tasks: Sequence[JudgeTask]) -> list[Judgement]:
+    def score(self, tasks: Sequence[JudgeTask]) -> list[Judgement] | Leaving:
         """See `Judge.score`."""
+        if self._notice.given:
+            return Leaving()
         started = time.perf_counter()
         judgements = self._judge.score(tasks)
         self._count(judgements, time.perf_counter() - started)
         return judgements
 
-    def score_group(self, group: TrajectoryGroup) -> ScoredGroup:
-        """One group, judged. Pass the group's ObjectRef as the argument itself."""
-        return self.score_groups([group])[0]
-
-    def score_groups(self, groups: Sequence[TrajectoryGroup]) -> list[ScoredGroup]:
+    def score_groups(self, groups: Sequence[TrajectoryGroup]) -> list[ScoredGroup] | Leaving:
         """Several groups in one engine call."""
+        if self._notice.given:
+            return Leaving()
         started = time.perf_counter()
         scored = score_groups(self._judge, groups)
         self._count([j for s in scored for j in s.judgements], time.perf_counter() - started)

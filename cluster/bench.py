@@ -131,11 +131,11 @@ def bench_sync(config: RunConfig) -> dict[str, float]:
             for turn in range(REPEATS + 1):
                 started = time.perf_counter()
                 stamp, payload = learner.publish(version, mode)
-                pool.receive(payload, stamp)
+                pool.push(payload, stamp)
                 version += 1
                 if turn:
                     whole.append(time.perf_counter() - started)
-                    received.append(pool.receive_s())
+                    received.append(pool.receive_s()["sync/receive_s"])
             figures |= {f"{mode}_push_s": statistics.median(whole), f"{mode}_receive_s": statistics.median(received),
                         f"{mode}_bytes": stamp.bytes}  # fmt: skip
     finally:

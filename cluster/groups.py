@@ -7,7 +7,8 @@ Actors are started by `start` and awaited by `ready`, so that all of them can lo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ import ray
 from ray import ObjectRef
 
 from actors.rollout import Rolled, RolloutActor
+from cluster.elastic import START_TIMEOUT_S, ActorDied, ElasticPool, State, Ticket, check_versions
 from learner.worker import LearnerWorker
 from speechsum.config import RunConfig, StageConfig
 from speechsum.data import Draw
@@ -33,7 +35,6 @@ from speechsum.types import (
 )
 
 T = TypeVar("T")
-START_TIMEOUT_S = 1800.0
 
 
 def environment(threads: int) -> dict[str, Any]:
@@ -59,13 +60,15 @@ def _deployed(actor: Any, gpus: float, threads: int, resources: dict[str, float]
 
 
 def fetch(refs: Any, timeout_s: float | None = None) -> Any:
-    """`ray.get`, with an actor's death or hang told as a `RunError` in one sentence."""
+    """`ray.get`, with an actor's death (`ActorDied`) or hang told as a `RunError` in one sentence."""
     try:
         return ray.get(refs, timeout=timeout_s)
     except ray.exceptions.GetTimeoutError:
         raise RunError(f"an actor did not answer within {timeout_s:.0f} s; see the Ray logs of the run") from None
     except ray.exceptions.RayActorError as error:
-        raise RunError(f"an actor died: {_last_line(error)}") from error
+        raise ActorDied(f"an actor died: {_last_line(error)}") from error
+    except ray.exceptions.ObjectLostError as error:
+        raise ActorDied(f"what an actor made was lost with its node: {_last_line(error)}") from error
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError | RunError):
             raise error.cause from None
@@ -122,7 +125,7 @@ class LearnerGroup:
     def connect(self, backend: str, rollout: RolloutPool) -> None:
         """Open the way from GPU to GPU that `broadcast` takes."""
         host, port = fetch(self.workers[0].address.remote())
-        self._all("connect", backend, rollout.actors, host, port)
+        self._all("connect", backend, rollout.serving(), host, port)
 
     def broadcast(self, version: int) -> None:
         """Send the weights to the actors met in `connect`; returns when they are in force there."""
@@ -191,51 +194,93 @@ class Pool:
             ray.kill(actor)
 
 
-class RolloutPool(Pool):
-    """Rollout actors and the version that all of them serve."""
+class RayActors:
+    """A pool's side of Ray: see `cluster.elastic.Side`. `make` starts the actor of a given index."""
+
+    def __init__(self, make: Callable[[int], Any]) -> None:
+        self.start = make
+
+    def join(self, actor: Any) -> ObjectRef:
+        """See `Side.join`."""
+        return actor.join.remote()
+
+    def receive(self, actor: Any, payload: ObjectRef, stamp: WeightsVersion) -> ObjectRef:
+        """See `Side.receive`."""
+        return actor.receive.remote(payload, stamp)
+
+    def wait(self, refs: Sequence[ObjectRef], timeout_s: float) -> list[ObjectRef]:
+        """See `Side.wait`."""
+        return wait_for_one(refs, timeout_s)
+
+    def take(self, ref: ObjectRef) -> Any:
+        """See `Side.take`."""
+        return fetch(ref)
+
+    def kill(self, actor: Any) -> None:
+        """See `Side.kill`."""
+        ray.kill(actor)
+
+    def leaving_nodes(self) -> Collection[str]:
+        """See `Side.leaving_nodes`. Ray tells them to its own libraries only, so this is not a public call."""
+        return ray._private.state.state.get_draining_nodes().keys()
+
+
+def wait_for_one(refs: Sequence[ObjectRef], timeout_s: float) -> list[ObjectRef]:
+    """All refs that are done; waits for one of them, but not longer than `timeout_s`."""
+    if not refs:
+        return []
+    done, others = ray.wait(list(refs), num_returns=1, timeout=timeout_s)
+    if done and others:
+        done += ray.wait(others, num_returns=len(others), timeout=0)[0]
+    return done
+
+
+class RolloutPool(ElasticPool):
+    """Rollout actors, and the version that all of them serve."""
 
     def __init__(self, config: RunConfig, checkpoint: Path) -> None:
         chosen = config.rollout
         actor = _deployed(RolloutActor, chosen.gpus_per_actor, chosen.engine.threads, chosen.resources)
-        super().__init__([
-            actor.remote(str(checkpoint), config.model, chosen, index=i, seed=config.seed)
-            for i in range(chosen.actors)
-        ])  # fmt: skip
+        side = RayActors(
+            lambda index: actor.remote(str(checkpoint), config.model, chosen, index=index, seed=config.seed)
+        )
+        in_store = chosen.backend == "object_store"  # a transfer between GPUs knows the actors of the start only
+        super().__init__("rollout", side, chosen.bounds, chosen.actors, replaced=in_store)
+        self._prompts_per_request = chosen.prompts_per_request
 
-    def generate(self, draws: Sequence[Draw], sampling: SamplingParams, run_id: str, min_version: int) -> ObjectRef:
-        """A reference to a list of `Rolled`, one for each draw, in order."""
+    def ready(self) -> list[ObjectRef]:
+        """What to wait for until every actor of the start has loaded."""
+        return [member.joining for member in self._in(State.STARTING)]
+
+    def generate(self, draws: Sequence[Draw], sampling: SamplingParams, run_id: str, min_version: int) -> Ticket:
+        """A request for a list of `Rolled`, one for each draw, in order."""
         pairs = [(d.epoch, d.prompt) for d in draws]
-        return self.submit(lambda actor: actor.generate.remote(pairs, sampling, run_id, min_version))
+        return self.submit(
+            lambda actor: actor.generate.remote(pairs, sampling, run_id, min_version), len(draws) * sampling.n
+        )
 
     def generate_all(self, draws: Sequence[Draw], sampling: SamplingParams, run_id: str, version: int) -> list[Rolled]:
         """Spread draws over the pool and wait; for evaluation and preflight."""
-        parts = np.array_split(np.arange(len(draws)), len(self.actors))
-        refs = [self.generate([draws[i] for i in part], sampling, run_id, version) for part in parts if len(part)]
-        return [rolled for ref in refs for rolled in self.take(ref)]
-
-    def receive(self, payload: ObjectRef, stamp: WeightsVersion) -> None:
-        """Put weights in force on every actor; returns when all of them serve `stamp`."""
-        _check_versions(fetch([actor.receive.remote(payload, stamp) for actor in self.actors]), stamp.version)
+        count = max(len(self.serving()), min(self.bounds.max, ceil(len(draws) / self._prompts_per_request)))
+        parts = np.array_split(np.arange(len(draws)), max(count, 1))
+        tickets = [self.generate([draws[i] for i in part], sampling, run_id, version) for part in parts if len(part)]
+        return [rolled for ticket in tickets for rolled in self.take(ticket)]
 
     def check_version(self, version: int) -> None:
         """Raise `RunError` unless every actor serves `version`."""
-        _check_versions(fetch([actor.version.remote() for actor in self.actors]), version)
+        check_versions(self.everywhere(lambda actor: actor.version.remote()), version)
 
     def reset_caches(self) -> None:
         """Forget what earlier requests left in prefix and audio caches; for benchmarks."""
-        fetch([actor.reset_caches.remote() for actor in self.actors])
+        self.everywhere(lambda actor: actor.reset_caches.remote())
 
-    def receive_s(self) -> float:
-        """The slowest actor's time to put the last push in force, in seconds."""
-        return max(m["rollout/receive_s"] for m in fetch([a.metrics.remote() for a in self.actors]))
-
-
-def _check_versions(versions: Sequence[int], pushed: int) -> None:
-    if any(v != pushed for v in versions):
-        raise RunError(f"rollout actors serve versions {versions} after a push of version {pushed}")
+    def receive_s(self) -> dict[str, float]:
+        """The slowest actor's time to put the last push in force; nothing where nobody serves at the moment."""
+        times = [told["rollout/receive_s"] for told in self.everywhere(lambda actor: actor.metrics.remote())]
+        return {"sync/receive_s": max(times)} if times else {}
 
 
-class JudgePool(Pool):
+class JudgePool(ElasticPool):
     """Judge actors."""
 
     def __init__(self, config: RunConfig, checkpoint: Path | None) -> None:
@@ -244,15 +289,24 @@ class JudgePool(Pool):
         chosen = config.judge
         actor = _deployed(JudgeActor, chosen.gpus_per_actor, chosen.engine.threads, chosen.resources)
         path = str(checkpoint) if checkpoint else None
-        super().__init__([actor.remote(chosen, path, index=i) for i in range(chosen.actors)])
+        side = RayActors(lambda index: actor.remote(chosen, path, index=index))
+        super().__init__("judge", side, chosen.bounds, chosen.actors)
 
-    def score_groups(self, groups: Sequence[TrajectoryGroup]) -> ObjectRef:
-        """A reference to a list of `ScoredGroup`, in order."""
-        return self.submit(lambda actor: actor.score_groups.remote(list(groups)))
+    def ready(self) -> list[ObjectRef]:
+        """What to wait for until every actor has loaded: name and version of its judge."""
+        return [m.actor.ready.remote() for m in self._members if m.state is not State.DRAINING]
+
+    def score_groups(self, groups: Sequence[TrajectoryGroup]) -> Ticket:
+        """A request for a list of `ScoredGroup`, in order."""
+        asked = list(groups)
+        return self.submit(
+            lambda actor: actor.score_groups.remote(asked), sum(len(group.trajectories) for group in asked)
+        )
 
     def score_all(self, tasks: Sequence[JudgeTask]) -> list[Any]:
         """Judge tasks and wait; for evaluation."""
-        return self.take(self.submit(lambda actor: actor.score.remote(list(tasks))))
+        asked = list(tasks)
+        return self.take(self.submit(lambda actor: actor.score.remote(asked), len(asked)))
 
 
 class TeacherPool(Pool):
@@ -282,4 +336,6 @@ class TeacherPool(Pool):
         return self.submit(lambda actor: actor.write.remote(prompts, sampling))
 
 
-__all__ = ["JudgePool", "LearnerGroup", "RolloutPool", "ScoredGroup", "TeacherPool", "environment", "fetch"]
+__all__ = [
+    "JudgePool", "LearnerGroup", "RolloutPool", "ScoredGroup", "TeacherPool", "environment", "fetch", "wait_for_one",
+]  # fmt: skip

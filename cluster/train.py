@@ -13,7 +13,7 @@ from actors.endpoint import Endpoint
 from cluster import assets, preflight
 from cluster.controller import Controller, StepReport
 from cluster.evaluate import Evaluator
-from cluster.groups import JudgePool, LearnerGroup, Pool, RolloutPool, TeacherPool, fetch
+from cluster.groups import JudgePool, LearnerGroup, RolloutPool, TeacherPool, fetch
 from cluster.memory import MemoryWatch
 from cluster.ports import RayPorts
 from cluster.run_folder import RunFolder
@@ -141,10 +141,9 @@ class Crew:
         return crew
 
     @property
-    def groups(self) -> list[LearnerGroup | Pool]:
+    def groups(self) -> list[LearnerGroup | RolloutPool | JudgePool | TeacherPool]:
         """Those that exist."""
-        every: list[LearnerGroup | Pool | None] = [self.learner, self.rollout, self.judge, self.teacher]
-        return [group for group in every if group is not None]
+        return [group for group in (self.learner, self.rollout, self.judge, self.teacher) if group is not None]
 
     def close(self) -> None:
         """End every process."""
@@ -334,7 +333,8 @@ class Training:
             self.ports.push(progress.version)
 
     def _record(self, stage: StageConfig, report: StepReport) -> None:
-        self.watch.step(report.metrics | {"wall/rss_gb": self.memory.last_gb}, report.step, stage.name)
+        metrics = report.metrics | self.ports.figures() | {"wall/rss_gb": self.memory.last_gb}
+        self.watch.step(metrics, report.step, stage.name)
         self.watch.samples([_sample_row(g) for g in report.groups], report.step)
         self.ledger.record(report.ledger)
 

@@ -13,7 +13,7 @@ from speechsum.config import RunConfig
 
 
 class Asked:
-    """Stands in for an actor class and keeps what was asked for each actor."""
+    """Stands in for an actor class, its actors and their calls, and keeps what was asked for each actor."""
 
     def __init__(self) -> None:
         self.options_of: list[dict[str, Any]] = []
@@ -22,8 +22,12 @@ class Asked:
         self.options_of.append(options)
         return self
 
-    def remote(self, *args: Any, **kwargs: Any) -> None:
-        return None
+    def remote(self, *args: Any, **kwargs: Any) -> Asked:
+        return self
+
+    @property
+    def join(self) -> Asked:
+        return self
 
 
 def test_every_role_asks_for_its_own_resources(monkeypatch: pytest.MonkeyPatch) -> None:
