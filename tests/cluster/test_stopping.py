@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from cluster.memory import MemoryWatch
+from cluster.readers import ReaderPlan
 from cluster.run_folder import RunFolder
 from cluster.stopping import StopRequest
 from cluster.train import Plan, Training
@@ -88,6 +89,9 @@ class FakePorts:
             be_asked()
         return {"learner/loss": 0.5}
 
+    def figures(self) -> dict[str, float]:
+        return {}
+
 
 @pytest.fixture
 def training(tmp_path: Path, tiny_path: Path) -> Any:
@@ -98,7 +102,7 @@ def training(tmp_path: Path, tiny_path: Path) -> Any:
     folder = RunFolder.create(tmp_path / "run", config)
     crew: Any = SimpleNamespace(learner=FakeLearner(), rollout=None, judge=None, teacher=None)
     with Watch(folder, config) as watch, StopRequest() as stop:
-        plan = Plan(tiny_path, None, None, None, prompts, [], {}, None)
+        plan = Plan(tiny_path, None, None, None, prompts, [], {}, ReaderPlan(), [], None)
         yield Training(config, plan, crew, folder, watch, MemoryWatch(), stop)
 
 
