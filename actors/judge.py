@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import ray
 from ray.util.metrics import Counter, Gauge
 
+from actors.notice import Notice
 from speechsum.config import JudgeConfig
 from speechsum.errors import UserError
 from speechsum.metrics import describe
@@ -20,6 +21,7 @@ from speechsum.types import (
     JudgeFailure,
     Judgement,
     JudgeTask,
+    Leaving,
     PairTask,
     Preference,
     Reward,
@@ -167,14 +169,21 @@ class JudgeActor:
         self._pairwise = config.kind == "pairwise"
         self._judge: JudgeOf[Any] = make_pair_judge(config) if self._pairwise else make_judge(config, path)
         self._published = _Metrics(self._judge, index)
+        self._notice = Notice()
         self._totals = {"judge/scored": 0.0, "judge/failures": 0.0, "judge/gated": 0.0, "judge/score_s": 0.0}
+
+    def join(self) -> str:
+        """See `Notice.listen`."""
+        return self._notice.listen()
 
     def ready(self) -> str:
         """Name and version of the judge; answers once it is loaded."""
         return f"{self._judge.name}/{self._judge.version}"
 
-    def score(self, tasks: Sequence[JudgeTask] | Sequence[PairTask], afresh: bool = False) -> list[Judgement]:
+    def score(self, tasks: Sequence[JudgeTask] | Sequence[PairTask], afresh: bool = False) -> list[Judgement] | Leaving:
         """See `JudgeOf.score`; the tasks are those of the configured kind. `afresh` is what an audit wants."""
+        if self._notice.given:
+            return Leaving()
         started = time.perf_counter()
         if afresh and isinstance(self._judge, Remembering):
             judgements = self._judge.score_afresh(tasks)
@@ -183,12 +192,10 @@ class JudgeActor:
         self._count(judgements, time.perf_counter() - started)
         return judgements
 
-    def score_group(self, group: TrajectoryGroup) -> ScoredGroup:
-        """One group, judged. Pass the group's ObjectRef as the argument itself."""
-        return self.score_groups([group])[0]
-
-    def score_groups(self, groups: Sequence[TrajectoryGroup]) -> list[ScoredGroup]:
+    def score_groups(self, groups: Sequence[TrajectoryGroup]) -> list[ScoredGroup] | Leaving:
         """Several groups in one engine call."""
+        if self._notice.given:
+            return Leaving()
         started = time.perf_counter()
         scored = compare_groups(self._judge, groups) if self._pairwise else score_groups(self._judge, groups)
         self._count([j for s in scored for j in s.judgements], time.perf_counter() - started)

@@ -19,6 +19,7 @@ import numpy as np
 import ray
 from ray.util.metrics import Counter, Gauge
 
+from actors.notice import Notice
 from speechsum.audio import DEFAULT_LIMITS, SAMPLE_RATE, AudioError, AudioLimits, load_audio
 from speechsum.config import ModelConfig, RolloutConfig
 from speechsum.errors import RunError, UserError
@@ -26,6 +27,7 @@ from speechsum.families import FAMILIES
 from speechsum.prompting import PromptBuilder, transcript_ids
 from speechsum.types import (
     AudioRef,
+    Leaving,
     Prompt,
     SamplingParams,
     Trajectory,
@@ -256,6 +258,11 @@ class RolloutActor:
         builder = PromptBuilder.load(Path(checkpoint), family)
         self._rollout = Rollout(engine, builder, AudioLimits(max_s=model.max_audio_s))
         self._published = _Metrics(index)
+        self._notice = Notice()
+
+    def join(self) -> str:
+        """See `Notice.listen`."""
+        return self._notice.listen()
 
     def ready(self) -> int:
         """The version held; answers once the engine is loaded."""
@@ -265,14 +272,20 @@ class RolloutActor:
         """The version of the weights in force."""
         return self._rollout.version
 
-    def generate(self, draws: Sequence[Draw], sampling: SamplingParams, run_id: str, min_version: int) -> list[Rolled]:
+    def generate(
+        self, draws: Sequence[Draw], sampling: SamplingParams, run_id: str, min_version: int
+    ) -> list[Rolled] | Leaving:
         """See `Rollout.generate`."""
+        if self._notice.given:
+            return Leaving()
         rolled = self._rollout.generate(draws, sampling, run_id, min_version)
         self._published.update(self._rollout)
         return rolled
 
-    def write(self, prompts: Sequence[Prompt], sampling: SamplingParams, min_version: int) -> list[str]:
+    def write(self, prompts: Sequence[Prompt], sampling: SamplingParams, min_version: int) -> list[str] | Leaving:
         """See `Rollout.write`."""
+        if self._notice.given:
+            return Leaving()
         return self._rollout.write(prompts, sampling, min_version)
 
     def receive(self, payload: WeightsPayload, version: WeightsVersion | None = None, *, rollback: bool = False) -> int:

@@ -82,7 +82,7 @@ def bench_rollout(config: RunConfig) -> dict[str, float]:
     """
     checkpoint = assets.student_checkpoint(config.model.path, _say)
     prompts = assets.train_prompts(config, checkpoint, _say)[:ROLLOUT_PROMPTS]
-    config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"actors": 1})})
+    config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"actors": 1, "pool": None})})
     group = max(s.group_size for s in config.stage)
     sampling = SamplingParams(n=group, temperature=1.0, max_tokens=ROLLOUT_TOKENS, seed=1)
     warm_up = replace(sampling, max_tokens=WARM_UP_TOKENS)
@@ -131,11 +131,11 @@ def bench_sync(config: RunConfig) -> dict[str, float]:
             for turn in range(REPEATS + 1):
                 started = time.perf_counter()
                 stamp, payload = learner.publish(version, mode)
-                pool.receive(payload, stamp)
+                pool.push(payload, stamp)
                 version += 1
                 if turn:
                     whole.append(time.perf_counter() - started)
-                    received.append(pool.receive_s())
+                    received.append(pool.receive_s()["sync/receive_s"])
             figures |= {f"{mode}_push_s": statistics.median(whole), f"{mode}_receive_s": statistics.median(received),
                         f"{mode}_bytes": stamp.bytes}  # fmt: skip
     finally:

@@ -51,7 +51,7 @@ class Scorer:
         say(f"evaluating {name}: judging")
         tasks = [JudgeTask(p.transcript, p.instruction, s) for p, s in zip(self.prompts, summaries, strict=True)]
         judged: dict[str, list[Judgement]] = {"judge": self.judge.score_all(tasks)}
-        judges = {"judge": str(fetch(self.judge.ready()[:1])[0])}
+        judges = {"judge": self.judge.name()}
         if self.config.eval.second_judge is not None:
             say(f"evaluating {name}: the second judge")
             judges["second_judge"], judged["second_judge"] = self._ask(self.config.eval.second_judge, tasks, say)
@@ -72,8 +72,7 @@ class Scorer:
         path = assets.judge_checkpoint(chosen.path, say) if chosen.kind == "likelihood" else None
         pool = JudgePool(self.config.model_copy(update={"judge": chosen}), path)
         try:
-            name = str(fetch(pool.ready())[0])
-            return name, pool.score_all(tasks)
+            return pool.name(), pool.score_all(tasks)
         finally:
             pool.close()
 

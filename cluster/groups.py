@@ -7,7 +7,8 @@ Actors are started by `start` and awaited by `ready`, so that all of them can lo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from math import ceil, comb
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ import ray
 from ray import ObjectRef
 
 from actors.rollout import Rolled, RolloutActor
+from cluster.elastic import START_TIMEOUT_S, ActorDied, ElasticPool, State, Ticket, check_versions
 from learner.worker import LearnerWorker
 from speechsum.audio import AudioLimits
 from speechsum.config import RunConfig, StageConfig
@@ -36,7 +38,6 @@ from speechsum.types import (
 )
 
 T = TypeVar("T")
-START_TIMEOUT_S = 1800.0
 
 
 def environment(threads: int) -> dict[str, Any]:
@@ -62,13 +63,15 @@ def _deployed(actor: Any, gpus: float, threads: int, resources: dict[str, float]
 
 
 def fetch(refs: Any, timeout_s: float | None = None) -> Any:
-    """`ray.get`, with an actor's death or hang told as a `RunError` in one sentence."""
+    """`ray.get`, with an actor's death (`ActorDied`) or hang told as a `RunError` in one sentence."""
     try:
         return ray.get(refs, timeout=timeout_s)
     except ray.exceptions.GetTimeoutError:
         raise RunError(f"an actor did not answer within {timeout_s:.0f} s; see the Ray logs of the run") from None
     except ray.exceptions.RayActorError as error:
-        raise RunError(f"an actor died: {_last_line(error)}") from error
+        raise ActorDied(f"an actor died: {_last_line(error)}") from error
+    except ray.exceptions.ObjectLostError as error:
+        raise ActorDied(f"what an actor made was lost with its node: {_last_line(error)}") from error
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError | RunError):
             raise error.cause from None
@@ -125,7 +128,7 @@ class LearnerGroup:
     def connect(self, backend: str, rollout: RolloutPool) -> None:
         """Open the way from GPU to GPU that `broadcast` takes."""
         host, port = fetch(self.workers[0].address.remote())
-        self._all("connect", backend, rollout.actors, host, port)
+        self._all("connect", backend, rollout.serving(), host, port)
 
     def broadcast(self, version: int) -> None:
         """Send the weights to the actors met in `connect`; returns when they are in force there."""
@@ -200,55 +203,104 @@ class Pool:
             ray.kill(actor)
 
 
-class RolloutPool(Pool):
-    """Rollout actors and the version that all of them serve."""
+class RayActors:
+    """A pool's side of Ray: see `cluster.elastic.Side`. `make` starts the actor of a given index."""
+
+    def __init__(self, make: Callable[[int], Any]) -> None:
+        self.start = make
+
+    def join(self, actor: Any) -> ObjectRef:
+        """See `Side.join`."""
+        return actor.join.remote()
+
+    def receive(self, actor: Any, payload: ObjectRef, stamp: WeightsVersion) -> ObjectRef:
+        """See `Side.receive`."""
+        return actor.receive.remote(payload, stamp)
+
+    def wait(self, refs: Sequence[ObjectRef], timeout_s: float) -> list[ObjectRef]:
+        """See `Side.wait`."""
+        return wait_for_one(refs, timeout_s)
+
+    def take(self, ref: ObjectRef) -> Any:
+        """See `Side.take`."""
+        return fetch(ref)
+
+    def kill(self, actor: Any) -> None:
+        """See `Side.kill`."""
+        ray.kill(actor)
+
+    def leaving_nodes(self) -> Collection[str]:
+        """See `Side.leaving_nodes`. Ray tells them to its own libraries only, so this is not a public call."""
+        return ray._private.state.state.get_draining_nodes().keys()
+
+
+def wait_for_one(refs: Sequence[ObjectRef], timeout_s: float) -> list[ObjectRef]:
+    """All refs that are done; waits for one of them, but not longer than `timeout_s`."""
+    if not refs:
+        return []
+    done, others = ray.wait(list(refs), num_returns=1, timeout=timeout_s)
+    if done and others:
+        done += ray.wait(others, num_returns=len(others), timeout=0)[0]
+    return done
+
+
+class RolloutPool(ElasticPool):
+    """Rollout actors, and the version that all of them serve."""
 
     def __init__(self, config: RunConfig, checkpoint: Path) -> None:
         chosen = config.rollout
         actor = _deployed(RolloutActor, chosen.gpus_per_actor, chosen.engine.threads, chosen.resources)
-        super().__init__([
-            actor.remote(str(checkpoint), config.model, chosen, index=i, seed=config.seed)
-            for i in range(chosen.actors)
-        ])  # fmt: skip
+        side = RayActors(
+            lambda index: actor.remote(str(checkpoint), config.model, chosen, index=index, seed=config.seed)
+        )
+        in_store = chosen.backend == "object_store"  # a transfer between GPUs knows the actors of the start only
+        super().__init__("rollout", side, chosen.bounds, chosen.actors, replaced=in_store)
+        self._prompts_per_request = chosen.prompts_per_request
 
-    def generate(self, draws: Sequence[Draw], sampling: SamplingParams, run_id: str, min_version: int) -> ObjectRef:
-        """A reference to a list of `Rolled`, one for each draw, in order."""
+    def ready(self) -> list[ObjectRef]:
+        """What to wait for until every actor of the start has loaded."""
+        return [member.joining for member in self._in(State.STARTING)]
+
+    def generate(self, draws: Sequence[Draw], sampling: SamplingParams, run_id: str, min_version: int) -> Ticket:
+        """A request for a list of `Rolled`, one for each draw, in order."""
         pairs = [(d.epoch, d.prompt) for d in draws]
-        return self.submit(lambda actor: actor.generate.remote(pairs, sampling, run_id, min_version))
+        return self.submit(
+            lambda actor: actor.generate.remote(pairs, sampling, run_id, min_version), len(draws) * sampling.n
+        )
 
     def generate_all(self, draws: Sequence[Draw], sampling: SamplingParams, run_id: str, version: int) -> list[Rolled]:
         """Spread draws over the pool and wait; for evaluation and preflight."""
-        parts = np.array_split(np.arange(len(draws)), len(self.actors))
-        refs = [self.generate([draws[i] for i in part], sampling, run_id, version) for part in parts if len(part)]
-        return [rolled for ref in refs for rolled in self.take(ref)]
+        return self._spread(draws, lambda part: self.generate(part, sampling, run_id, version))
 
     def write_all(self, prompts: Sequence[Prompt], sampling: SamplingParams, version: int) -> list[str]:
         """Summaries in the student's text mode, see `Rollout.write`; waits for them."""
-        return self._spread(prompts, lambda actor, part: actor.write.remote(part, sampling, version))
+        return self._spread(
+            prompts,
+            lambda part: self.submit(lambda actor: actor.write.remote(part, sampling, version), len(part) * sampling.n),
+        )
 
-    def receive(self, payload: ObjectRef, stamp: WeightsVersion) -> None:
-        """Put weights in force on every actor; returns when all of them serve `stamp`."""
-        _check_versions(fetch([actor.receive.remote(payload, stamp) for actor in self.actors]), stamp.version)
+    def _spread(self, items: Sequence[Any], ask: Callable[[list[Any]], Ticket]) -> list[Any]:
+        """An answer for each item, in order: requests of some of them each, for whoever serves or could be started."""
+        count = max(len(self.serving()), min(self.bounds.max, ceil(len(items) / self._prompts_per_request)), 1)
+        parts = [[items[i] for i in part] for part in np.array_split(np.arange(len(items)), count)]
+        tickets = [ask(part) for part in parts if part]
+        return [answer for ticket in tickets for answer in self.take(ticket)]
 
     def check_version(self, version: int) -> None:
         """Raise `RunError` unless every actor serves `version`."""
-        _check_versions(fetch([actor.version.remote() for actor in self.actors]), version)
+        check_versions(self.everywhere(lambda actor: actor.version.remote()), version)
 
     def reset_caches(self) -> None:
         """Forget what earlier requests left in prefix and audio caches; for benchmarks."""
-        fetch([actor.reset_caches.remote() for actor in self.actors])
+        self.everywhere(lambda actor: actor.reset_caches.remote())
 
-    def receive_s(self) -> float:
-        """The slowest actor's time to put the last push in force, in seconds."""
-        return max(m["rollout/receive_s"] for m in fetch([a.metrics.remote() for a in self.actors]))
-
-
-def _check_versions(versions: Sequence[int], pushed: int) -> None:
-    if any(v != pushed for v in versions):
-        raise RunError(f"rollout actors serve versions {versions} after a push of version {pushed}")
+    def receive_s(self) -> dict[str, float]:
+        """The slowest actor's time to put the last push in force; nothing where nobody serves at the moment."""
+        times = [told["rollout/receive_s"] for told in self.everywhere(lambda actor: actor.metrics.remote())]
+        return {"sync/receive_s": max(times)} if times else {}
 
 
-class JudgePool(Pool):
+class JudgePool(ElasticPool):
     """Judge actors."""
 
     def __init__(self, config: RunConfig, checkpoint: Path | None) -> None:
@@ -257,19 +309,32 @@ class JudgePool(Pool):
         chosen = config.judge
         actor = _deployed(JudgeActor, chosen.gpus_per_actor, chosen.engine.threads, chosen.resources)
         path = str(checkpoint) if checkpoint else None
-        super().__init__([actor.remote(chosen, path, index=i) for i in range(chosen.actors)])
+        side = RayActors(lambda index: actor.remote(chosen, path, index=index))
+        super().__init__("judge", side, chosen.bounds, chosen.actors)
+        self._pairwise = chosen.kind == "pairwise"
 
-    def score_groups(self, groups: Sequence[TrajectoryGroup]) -> ObjectRef:
-        """A reference to a list of `ScoredGroup`, in order."""
-        return self.submit(lambda actor: actor.score_groups.remote(list(groups)))
+    def ready(self) -> list[ObjectRef]:
+        """What to wait for until every actor has loaded: name and version of its judge."""
+        return [m.actor.ready.remote() for m in self._members if m.state is not State.DRAINING]
+
+    def score_groups(self, groups: Sequence[TrajectoryGroup]) -> Ticket:
+        """A request for a list of `ScoredGroup`, in order."""
+        asked = list(groups)
+        return self.submit(lambda actor: actor.score_groups.remote(asked), sum(map(self._work, asked)))
 
     def name(self) -> str:
-        """Name and version of the judge."""
-        return str(fetch(self.actors[0].ready.remote()))
+        """Name and version of the judge, by whichever actor is free first."""
+        return str(self.take(self.submit(lambda actor: actor.ready.remote(), 0)))
 
     def score_all(self, tasks: Sequence[JudgeTask] | Sequence[PairTask], *, afresh: bool = False) -> list[Any]:
         """Judge tasks and wait; for evaluation and, `afresh` past any cache, for an audit."""
-        return self.take(self.submit(lambda actor: actor.score.remote(list(tasks), afresh)))
+        asked = list(tasks)
+        return self.take(self.submit(lambda actor: actor.score.remote(asked, afresh), len(asked)))
+
+    def _work(self, group: TrajectoryGroup) -> int:
+        """The tasks that a group is: an audit's are counted one by one, and both make up one rate."""
+        size = len(group.trajectories)
+        return comb(size, 2) if self._pairwise else size
 
 
 class TeacherPool(Pool):
@@ -295,7 +360,7 @@ class TeacherPool(Pool):
 
 
 class RecogniserPool(Pool):
-    """The first half of a cascade, as many as there are rollout actors; on the CPU, as those hold the GPUs."""
+    """The first half of a cascade, as many as a run starts rollout actors; on the CPU, as those hold the GPUs."""
 
     def __init__(self, config: RunConfig, checkpoint: Path) -> None:
         from actors.recogniser import RecogniserActor
@@ -311,4 +376,5 @@ class RecogniserPool(Pool):
 
 __all__ = [
     "JudgePool", "LearnerGroup", "RecogniserPool", "RolloutPool", "ScoredGroup", "TeacherPool", "environment", "fetch",
+    "wait_for_one",
 ]  # fmt: skip

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-import ray
 from ray import ObjectRef
 
-from cluster.groups import JudgePool, LearnerGroup, Pool, RolloutPool, TeacherPool, fetch
+from cluster.elastic import TEND_S, ElasticPool, Ticket
+from cluster.groups import JudgePool, LearnerGroup, Pool, RolloutPool, TeacherPool, fetch, wait_for_one
 from speechsum.data import Draw
 from speechsum.prompting import PromptBuilder, transcript_ids
 from speechsum.types import Batch, Prompt, PushMode, SamplingParams, TrajectoryGroup
@@ -31,22 +31,25 @@ class RayPorts:
         self.mode = PushMode(sync) if sync in set(PushMode) else None
         if self.mode is None and rollout is not None:
             learner.connect(sync, rollout)
+        self._elastic: list[ElasticPool] = [pool for pool in (rollout, judge) if pool is not None]
         self._pools: dict[ObjectRef, Pool] = {}
 
-    def generate(self, draws: Sequence[Draw], sampling: SamplingParams, version: int) -> ObjectRef:
+    def generate(self, draws: Sequence[Draw], sampling: SamplingParams, version: int) -> Ticket:
         """See `Ports.generate`."""
         assert self.rollout is not None
-        return self._owned(self.rollout.generate(draws, sampling, self.run_id, version), self.rollout)
+        return self.rollout.generate(draws, sampling, self.run_id, version)
 
-    def score(self, groups: Sequence[TrajectoryGroup]) -> ObjectRef:
+    def score(self, groups: Sequence[TrajectoryGroup]) -> Ticket:
         """See `Ports.score`."""
         assert self.judge is not None
-        return self._owned(self.judge.score_groups(groups), self.judge)
+        return self.judge.score_groups(groups)
 
     def teach(self, groups: Sequence[TrajectoryGroup]) -> ObjectRef:
         """See `Ports.teach`."""
         assert self.teacher is not None
-        return self._owned(self.teacher.teach(groups), self.teacher)
+        ref = self.teacher.teach(groups)
+        self._pools[ref] = self.teacher
+        return ref
 
     def step(self, batch: Batch, version: int) -> ObjectRef:
         """See `Ports.step`."""
@@ -61,22 +64,34 @@ class RayPorts:
             self.rollout.check_version(version)
             return {"sync/publish_s": time.perf_counter() - started}
         stamp, payload = self.learner.publish(version, self.mode)
-        self.rollout.receive(payload, stamp)
-        return {
-            "sync/publish_s": time.perf_counter() - started,
-            "sync/receive_s": self.rollout.receive_s(),
-            "sync/bytes": stamp.bytes,
-        }
+        self.rollout.push(payload, stamp)
+        publish_s = time.perf_counter() - started
+        return {"sync/publish_s": publish_s, "sync/bytes": stamp.bytes} | self.rollout.receive_s()
 
-    def wait(self, handles: Sequence[ObjectRef]) -> list[ObjectRef]:
-        """See `Ports.wait`."""
-        done, _ = ray.wait(list(handles), num_returns=1)
-        return done
+    def wait(self, handles: Sequence[ObjectRef | Ticket]) -> list[ObjectRef | Ticket]:
+        """See `Ports.wait`. Meanwhile the pools grow, shrink and replace what is lost."""
+        refs = [handle for handle in handles if not isinstance(handle, Ticket)]
+        done: list[ObjectRef] = []
+        while not (ready := [h for h in handles if (h.done if isinstance(h, Ticket) else h in done)]):
+            for pool in self._elastic:
+                pool.tend()
+            watched = [ref for pool in self._elastic for ref in pool.watched()]
+            done = wait_for_one(refs + watched, TEND_S)
+            for pool in self._elastic:
+                pool.settle(done)
+        return ready
 
-    def result(self, handle: ObjectRef) -> Any:
+    def result(self, handle: ObjectRef | Ticket) -> Any:
         """See `Ports.result`."""
+        self.wait([handle])
+        if isinstance(handle, Ticket):
+            return handle.answer
         pool = self._pools.pop(handle, None)
         return pool.take(handle) if pool else fetch(handle)
+
+    def figures(self) -> dict[str, float]:
+        """How the pools stand."""
+        return {name: value for pool in self._elastic for name, value in pool.figures().items()}
 
     def completion_ids(self, text: str) -> np.ndarray:
         """See `Ports.completion_ids`."""
@@ -87,7 +102,3 @@ class RayPorts:
         if reads == "transcript":
             return transcript_ids(self.builder.tokenizer, prompt.instruction, prompt.transcript)
         return self.builder.request_ids(prompt.instruction)
-
-    def _owned(self, ref: ObjectRef, pool: Pool) -> ObjectRef:
-        self._pools[ref] = pool
-        return ref

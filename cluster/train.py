@@ -13,7 +13,7 @@ from actors.endpoint import Endpoint
 from cluster import assets, preflight
 from cluster.controller import Controller, StepReport
 from cluster.evaluate import Evaluator
-from cluster.groups import JudgePool, LearnerGroup, Pool, RolloutPool, TeacherPool, fetch
+from cluster.groups import JudgePool, LearnerGroup, RolloutPool, TeacherPool, fetch
 from cluster.memory import MemoryWatch
 from cluster.ports import RayPorts
 from cluster.readers import ReaderPlan, Readers, reads_by_teacher
@@ -149,10 +149,9 @@ class Crew:
         return crew
 
     @property
-    def groups(self) -> list[LearnerGroup | Pool]:
+    def groups(self) -> list[LearnerGroup | RolloutPool | JudgePool | TeacherPool]:
         """Those that exist."""
-        every: list[LearnerGroup | Pool | None] = [self.learner, self.rollout, self.judge, self.teacher]
-        return [group for group in every if group is not None]
+        return [group for group in (self.learner, self.rollout, self.judge, self.teacher) if group is not None]
 
     def close(self) -> None:
         """End every process."""
@@ -360,7 +359,8 @@ class Training:
             self.ports.push(progress.version)
 
     def _record(self, stage: StageConfig, report: StepReport) -> None:
-        metrics = report.metrics | self.trust.metrics() | {"wall/rss_gb": self.memory.last_gb}
+        own = {"wall/rss_gb": self.memory.last_gb}
+        metrics = report.metrics | self.trust.metrics() | self.ports.figures() | own
         self.watch.step(metrics, report.step, stage.name)
         self.watch.samples([_sample_row(g) for g in report.groups], report.step)
         self.ledger.record(report.ledger)

@@ -135,7 +135,34 @@ class EngineConfig(Section):
     enforce_eager: bool = True
 
 
-class RolloutConfig(Section):
+class PoolConfig(Section):
+    """How far a pool may grow and shrink while it works, and when: see `cluster.sizing`.
+
+    The pool has as many actors as the requests at hand need to be answered within `target_s` seconds, at the rate that
+    was measured of one actor, but at least `min` and at most `max`. It grows at once, and shrinks to the largest number
+    needed in the last `idle_s` seconds. A synchronous stage asks nothing while the learner works, so let `idle_s` be
+    longer than a step.
+    """
+
+    min: Positive = 1
+    max: Positive
+    target_s: Annotated[float, Field(gt=0)] = 60.0
+    idle_s: Annotated[float, Field(gt=0)] = 300.0
+
+
+class PooledSection(Section):
+    """Actors of one kind. They are `actors` throughout a run or, with a `pool`, that many at its start."""
+
+    actors: Positive = 1
+    pool: PoolConfig | None = None
+
+    @property
+    def bounds(self) -> PoolConfig:
+        """How many actors there may be; without a pool always the same number."""
+        return self.pool or PoolConfig(min=self.actors, max=self.actors)
+
+
+class RolloutConfig(PooledSection):
     """Rollout actors. Temperature and nucleus are those the learner's importance ratios are computed under.
 
     `sync` is what travels to them after a step, and how: `adapter` (projector and LoRA) or `full` (every tensor)
@@ -143,7 +170,6 @@ class RolloutConfig(Section):
     learner and rollout actors that share GPUs, `nccl` for those that do not; neither has been run on a GPU.
     """
 
-    actors: Positive = 1
     prompts_per_request: Positive = 8
     temperature: NonNegative = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -164,6 +190,15 @@ class RolloutConfig(Section):
             raise ValueError(
                 "rollout.top_p < 1 makes sampled log-probs differ from the learner's distribution; "
                 "set it to 1.0 and lower rollout.temperature instead"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _latecomers_can_have_the_weights(self) -> Self:
+        if self.pool and self.backend != "object_store":
+            raise ValueError(
+                f"rollout.sync = {self.sync!r} reaches the actors of the start only; "
+                "set rollout.sync to 'adapter' or 'full', or remove rollout.pool"
             )
         return self
 
@@ -233,7 +268,7 @@ class AuditConfig(Section):
     enforce: bool = True
 
 
-class JudgeConfig(Section):
+class JudgeConfig(PooledSection):
     """Who scores. `likelihood` needs any small causal LM (`path`), `rubric` and `pairwise` an endpoint.
 
     `pairwise` compares two summaries, so it serves `dpo` stages, and neither `grpo` nor evaluation.
@@ -243,7 +278,6 @@ class JudgeConfig(Section):
     """
 
     kind: Literal["likelihood", "rubric", "pairwise", "lexical"] = "likelihood"
-    actors: Positive = 1
     path: str = STARTER
     gpus_per_actor: NonNegative = 0
     resources: Resources = Field(default_factory=dict)
@@ -440,6 +474,20 @@ class RunConfig(Section):
                 f"model.max_prompt_tokens + rollout.max_tokens = {needed} exceeds rollout.engine.max_model_len = "
                 f"{self.rollout.engine.max_model_len}; raise the latter or lower the former"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _pools_have_room(self) -> Self:
+        for role in ("rollout", "judge"):
+            chosen: PooledSection = getattr(self, role)
+            low, high = chosen.bounds.min, chosen.bounds.max
+            if low > high:
+                raise ValueError(f"{role}.pool.min = {low} exceeds {role}.pool.max = {high}; lower it")
+            if not low <= chosen.actors <= high:
+                raise ValueError(
+                    f"{role}.actors = {chosen.actors} start the run, but {role}.pool holds {low} to {high}; "
+                    f"set {role}.actors to {low}"
+                )
         return self
 
     def _check_judge(self, stage: StageConfig) -> None:

@@ -108,6 +108,18 @@ METRICS |= {
         "stale": "they had become older than max_staleness",
     }.items()
 }
+METRICS |= {
+    f"{role}/{what}": Metric(unit, f"{role} {meaning}")
+    for role in ("rollout", "judge")
+    for what, unit, meaning in (
+        ("actors_wanted", "actors", "actors that the work at hand asks for, within the pool's bounds"),
+        ("actors_starting", "actors", "actors that wait for a node, load, or receive the weights in force"),
+        ("actors_serving", "actors", "actors that take new requests"),
+        ("actors_draining", "actors", "actors that end what they are at and go"),
+        ("actors_lost", "actors", "actors that died since the run was started or resumed"),
+        ("requests_returned", "requests", "requests taken back from actors that died or leave, and given to others"),
+    )
+}
 
 
 def describe(name: str) -> Metric:

@@ -293,6 +293,11 @@ class WeightsVersion:
 
 
 @dataclass(frozen=True, slots=True)
+class Leaving:
+    """The answer of an actor whose process was asked to end: it did nothing, ask another. Actor -> its pool."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """What one optimizer step did. Learner worker -> controller. `metrics` are already reduced over ranks."""
 

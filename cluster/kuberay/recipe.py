@@ -10,7 +10,7 @@ from typing import Any
 
 from cluster.assets import STARTER_ADAPTERS
 from cluster.kuberay.profile import ClusterProfile, PodConfig
-from speechsum.config import STARTER, RunConfig
+from speechsum.config import STARTER, PooledSection, RunConfig
 from speechsum.errors import UserError
 
 ROLES = ("learner", "rollout", "judge")
@@ -44,8 +44,8 @@ def roles(config: RunConfig) -> tuple[str, ...]:
 
 
 def pods_needed(config: RunConfig, profile: ClusterProfile) -> dict[str, int]:
-    """How many pods of each group hold all actors of the recipe."""
-    return {role: ceil(_actors(config, role) / getattr(profile, role).per_pod) for role in roles(config)}
+    """How many pods of each group hold the actors that the run starts with."""
+    return {role: _pods(_actors(config, role), role, profile) for role in roles(config)}
 
 
 def uses_starter(config: RunConfig) -> bool:
@@ -70,6 +70,18 @@ def _actors(config: RunConfig, role: str) -> int:
     return config.learner.ranks if role == "learner" else int(getattr(config, role).actors)
 
 
+def _pods(actors: int, role: str, profile: ClusterProfile) -> int:
+    return ceil(actors / getattr(profile, role).per_pod)
+
+
+def _most(config: RunConfig, role: str) -> tuple[str, int]:
+    """The key that says how many actors of a role there may ever be, and its value."""
+    chosen = getattr(config, role)
+    if isinstance(chosen, PooledSection) and chosen.pool:
+        return f"{role}.pool.max", chosen.pool.max
+    return f"{role}.actors", _actors(config, role)
+
+
 def _gpus(config: RunConfig, role: str) -> float:
     return config.learner.gpus_per_rank if role == "learner" else float(getattr(config, role).gpus_per_actor)
 
@@ -77,15 +89,16 @@ def _gpus(config: RunConfig, role: str) -> float:
 def _misfits(config: RunConfig, profile: ClusterProfile) -> list[str]:
     """Sentences on groups that cannot hold their actors."""
     found = []
-    for role, needed in pods_needed(config, profile).items():
+    for role in roles(config):
         group = getattr(profile, role)
         if strange := sorted(getattr(config, role).resources.keys() - {role}):
             found.append(f"{role}.resources asks for {strange[0]!r}, which no pod of the profile offers; remove it")
         found += _without_gpus(role, group, group.per_pod * _gpus(config, role))
-        if role != "learner" and needed > group.max_replicas:
+        key, most = _most(config, role)
+        if role != "learner" and (needed := _pods(most, role, profile)) > group.max_replicas:
             found.append(
-                f"{role}.actors = {_actors(config, role)} need {needed} pods and the profile's {role}.max_replicas is "
-                f"{group.max_replicas}; raise it or lower the actors, for the run waits until all have a place"
+                f"{key} = {most} need {needed} pods and the profile's {role}.max_replicas is {group.max_replicas}; "
+                "raise it or lower the actors, for those without a place are waited for in vain"
             )
     return found
 

@@ -69,11 +69,14 @@ class FakeJudge:
     """Gives every summary what a function gives it."""
 
     gives: Callable[[JudgeTask], Judgement]
-    name: str = "fake/1"
+    called: str = "fake/1"
     closed: bool = False
 
     def ready(self) -> list[str]:
-        return [self.name]
+        return [self.called]
+
+    def name(self) -> str:
+        return self.called
 
     def score_all(self, tasks: Sequence[JudgeTask]) -> list[Judgement]:
         return [self.gives(task) for task in tasks]

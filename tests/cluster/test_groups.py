@@ -1,19 +1,31 @@
-"""What a recipe asks of Ray for its actors."""
+"""What a recipe asks of Ray for its actors, and what pools ask of these."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import actors.judge
 from cluster import groups
 from speechsum.config import RunConfig
+from speechsum.types import (
+    AudioRef,
+    FinishReason,
+    Leaving,
+    Prompt,
+    SamplingParams,
+    Trajectory,
+    TrajectoryGroup,
+)
 
 
 class Asked:
-    """Stands in for an actor class and keeps what was asked for each actor."""
+    """Stands in for an actor class, its actors and their calls, and keeps what was asked for each actor."""
 
     def __init__(self) -> None:
         self.options_of: list[dict[str, Any]] = []
@@ -22,8 +34,12 @@ class Asked:
         self.options_of.append(options)
         return self
 
-    def remote(self, *args: Any, **kwargs: Any) -> None:
-        return None
+    def remote(self, *args: Any, **kwargs: Any) -> Asked:
+        return self
+
+    @property
+    def join(self) -> Asked:
+        return self
 
 
 def test_every_role_asks_for_its_own_resources(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,3 +63,97 @@ def test_every_role_asks_for_its_own_resources(monkeypatch: pytest.MonkeyPatch) 
         {"rollout": 1},
         {"judge": 0.5},
     ]
+
+
+# --- pools whose actors answer at once -----------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Answer:
+    """A ref whose result is there."""
+
+    value: Any
+
+
+class FakeActor:
+    """Every call is answered at once by the function of its name."""
+
+    def __init__(self, **calls: Callable[..., Any]) -> None:
+        self.calls = calls | {"join": lambda: "node"}
+
+    def __getattr__(self, name: str) -> FakeActor:
+        return FakeActor(call=self.calls[name])
+
+    def remote(self, *args: Any) -> Answer:
+        return Answer(self.calls["call"](*args))
+
+
+class FakeClass:
+    """Stands in for an actor class; `make` gives the actor of an index."""
+
+    def __init__(self, make: Callable[[int], FakeActor]) -> None:
+        self.make = make
+
+    def options(self, **options: Any) -> FakeClass:
+        return self
+
+    def remote(self, *args: Any, index: int, **kwargs: Any) -> FakeActor:
+        return self.make(index)
+
+
+@pytest.fixture
+def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(groups, "fetch", lambda ref: ref.value)
+    monkeypatch.setattr(groups, "wait_for_one", lambda refs, timeout_s: list(refs))
+    monkeypatch.setattr(groups.RayActors, "leaving_nodes", lambda self: ())
+    monkeypatch.setattr(groups.RayActors, "kill", lambda self, actor: None)
+
+
+def recipe(**sections: Any) -> RunConfig:
+    stage = {"name": "sft", "steps": 1, "loss": {"kind": "sft"}}
+    return RunConfig.model_validate({"name": "pools", "eval": {"clips": 0}, "stage": [stage]} | sections)
+
+
+@pytest.mark.usefixtures("_no_ray")
+def test_an_elastic_pool_writes_in_order_though_an_actor_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int, int]] = []
+
+    def make(index: int) -> FakeActor:
+        def write(prompts: list[Prompt], sampling: SamplingParams, version: int) -> list[str] | Leaving:
+            asked.append((index, len(prompts), version))
+            return Leaving() if index == 0 else [f"{p.id} by {index}" for p in prompts]
+
+        return FakeActor(write=write)
+
+    monkeypatch.setattr(groups, "RolloutActor", FakeClass(make))
+    pool = groups.RolloutPool(recipe(rollout={"pool": {"max": 2}, "prompts_per_request": 3}), Path("student"))
+    prompts = [Prompt(f"p{i}", AudioRef("a.wav"), "Sum up.", "Anna calls.", "Anna calls.") for i in range(5)]
+    written = pool.write_all(prompts, SamplingParams(n=1, temperature=0.0, max_tokens=8), 7)
+    assert written == ["p0 by 1", "p1 by 1", "p2 by 1", "p3 by 1", "p4 by 1"]
+    assert sorted(asked) == [(0, 2, 7), (0, 3, 7), (1, 2, 7), (1, 3, 7)]
+    assert pool.figures()["rollout/requests_returned"] == 2
+
+
+@pytest.mark.usefixtures("_no_ray")
+def test_a_judge_is_named_and_asked_afresh_by_an_actor_that_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    actor = FakeActor(ready=lambda: "fake/1", score=lambda tasks, afresh: [afresh] * len(tasks))
+    monkeypatch.setattr(actors.judge, "JudgeActor", FakeClass(lambda index: actor))
+    pool = groups.JudgePool(recipe(), None)
+    assert pool.name() == "fake/1"
+    assert pool.score_all(["a", "b"]) == [False, False]
+    assert pool.score_all(["a"], afresh=True) == [True]
+
+
+@pytest.mark.usefixtures("_no_ray")
+@pytest.mark.parametrize(("kind", "work"), [("lexical", 4 + 3), ("pairwise", 6 + 3)])
+def test_work_is_counted_in_what_is_judged(kind: str, work: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actors.judge, "JudgeActor", FakeClass(lambda index: FakeActor(score_groups=list)))
+    endpoint = {"url": "http://localhost:1/v1", "model": "m"}
+    pool = groups.JudgePool(recipe(judge={"kind": kind, "endpoint": endpoint}), None)
+    assert pool.score_groups([group_of(4), group_of(3)]).work == work
+
+
+def group_of(size: int) -> TrajectoryGroup:
+    none = np.zeros(0)
+    prompt = Prompt("p", AudioRef("a.wav"), "Sum up.", "Anna calls.", "Anna calls.")
+    return TrajectoryGroup(prompt, none, (Trajectory("t", none, none, "Anna.", FinishReason.STOP, 0),) * size)

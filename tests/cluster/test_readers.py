@@ -34,6 +34,9 @@ class FakePool:
     def ready(self) -> list[str]:
         return ["fake/1"]
 
+    def name(self) -> str:
+        return "fake/1"
+
     def write_all(self, prompts: Sequence[Prompt], sampling: Any, *version: int) -> list[str]:
         assert (sampling.n, sampling.temperature) == (1, 0.0)
         return [self.gives(p) for p in prompts]

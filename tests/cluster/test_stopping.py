@@ -89,6 +89,9 @@ class FakePorts:
             be_asked()
         return {"learner/loss": 0.5}
 
+    def figures(self) -> dict[str, float]:
+        return {}
+
 
 @pytest.fixture
 def training(tmp_path: Path, tiny_path: Path) -> Any:

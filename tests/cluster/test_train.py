@@ -32,6 +32,9 @@ class FakePorts:
     def result(self, handle: int) -> dict[str, float]:
         return {"learner/loss": 0.5}
 
+    def figures(self) -> dict[str, float]:
+        return {"judge/actors_serving": 3.0}
+
     def completion_ids(self, text: str) -> np.ndarray:
         return np.array([1], dtype=np.int32)
 
@@ -112,7 +115,8 @@ def test_a_judge_that_is_doubted_ends_the_run_with_a_checkpoint(tmp_path: Path) 
         run._run_stage(0, run.config.stage[0])
     assert run.learner.saved == [2]
     assert (run.progress.step, run.progress.total_steps) == (2, 2)
-    assert [step["judge/audit_win_rate"] for step in run.fake_watch.steps] == [0.1, 0.1]
+    told = [(step["judge/audit_win_rate"], step["judge/actors_serving"]) for step in run.fake_watch.steps]
+    assert told == [(0.1, 3.0), (0.1, 3.0)]
 
 
 def test_a_request_to_stop_does_too(tmp_path: Path) -> None:

@@ -105,12 +105,28 @@ def test_an_unknown_key_comes_with_the_nearest_known_one(recipe: Path, override:
         ("stage.grpo.loss.objective=ppo", "'clip' or 'cispo'"),
         ("stage.grpo.loss.baseline=leave_one_out", "set loss.scale_by_std = false"),
         ("seed=many", "'seed' = \"many\""),
+        ("rollout.pool={ min = 3, max = 2 }", "rollout.pool.min = 3 exceeds rollout.pool.max = 2; lower it"),
+        ("judge.pool={ min = 2, max = 4 }", "judge.pool holds 2 to 4; set judge.actors to 2"),
+        ("rollout.pool={ max = 2, sync = 1 }", "unknown key 'rollout.pool.sync'"),
         ("rollout.resources={ GPU = 1 }", "'GPU', which Ray counts itself"),
         ("judge.resources={ judge = 0 }", "judge.resources.judge"),
     ],
 )
 def test_an_impossible_value_is_refused_with_the_remedy(recipe: Path, override: str, words: str) -> None:
     assert words in refusal(recipe, override)
+
+
+def test_a_pool_is_fixed_unless_it_has_bounds(recipe: Path) -> None:
+    fixed = load_recipe(recipe, ["rollout.actors=3"]).rollout
+    assert (fixed.bounds.min, fixed.bounds.max) == (3, 3)
+    elastic = load_recipe(recipe, ["rollout.actors=2", "rollout.pool={ max = 4, idle_s = 90 }"]).rollout
+    assert (elastic.actors, elastic.bounds.min, elastic.bounds.max, elastic.bounds.idle_s) == (2, 1, 4, 90)
+
+
+def test_only_pushes_through_the_object_store_reach_who_comes_later(recipe: Path) -> None:
+    gpus = ["rollout.gpus_per_actor=1", "learner.gpus_per_rank=1", "learner.backend=nccl"]
+    assert load_recipe(recipe, [*gpus, "rollout.sync=nccl"]).rollout.pool is None
+    assert "remove rollout.pool" in refusal(recipe, *gpus, "rollout.sync=nccl", "rollout.pool={ max = 2 }")
 
 
 def test_the_switches_of_grpo_go_together(recipe: Path) -> None:

@@ -39,6 +39,8 @@ def test_pods_are_counted_by_what_one_holds(gke) -> None:
     assert pods_needed(config, profile) == {"learner": 1, "rollout": 4, "judge": 1}
     config = load_recipe(QWEN, ["learner.ranks=5", "judge.actors=3"])
     assert pods_needed(config, profile) == {"learner": 2, "rollout": 4, "judge": 2}
+    config = load_recipe(QWEN, ["rollout.pool={ min = 2, max = 16 }"])
+    assert pods_needed(config, profile)["rollout"] == 4  # those it starts with; Ray's autoscaler does the others
 
 
 def test_a_teacher_has_pods_of_its_own_or_no_run(gke) -> None:
@@ -56,6 +58,7 @@ def test_a_teacher_has_pods_of_its_own_or_no_run(gke) -> None:
     ("override", "words"),
     [
         ("rollout.actors=17", "rollout.actors = 17 need 17 pods and the profile's rollout.max_replicas is 16"),
+        ("rollout.pool={ min = 1, max = 17 }", "rollout.pool.max = 17 need 17 pods and the profile's rollout.max"),
         ("rollout.gpus_per_actor=2", "a rollout pod of the profile has 1 GPUs and would hold actors that take 2"),
         ("judge.gpus_per_actor=0.5", "a judge pod of the profile has 0 GPUs and would hold actors that take 1"),
         ("rollout.gpus_per_actor=0", "a rollout pod of the profile has 1 GPUs of which the recipe uses none"),
