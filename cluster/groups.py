@@ -163,6 +163,8 @@ def _together(*results: dict[str, float]) -> dict[str, float]:
 class Pool:
     """Interchangeable actors; a call goes to the one with the fewest calls outstanding."""
 
+    role = "actor"
+
     def __init__(self, actors: Sequence[Any]) -> None:
         self.actors = list(actors)
         self._busy: Counter[int] = Counter()
@@ -180,6 +182,10 @@ class Pool:
         self._owner[ref] = index
         return ref
 
+    def holder(self, ref: ObjectRef) -> str:
+        """The actor that has a call, such as `rollout 0`."""
+        return f"{self.role} {self._owner[ref]}"
+
     def take(self, ref: ObjectRef) -> Any:
         """The result of a finished call."""
         self._busy[self._owner.pop(ref)] -= 1
@@ -193,6 +199,8 @@ class Pool:
 
 class RolloutPool(Pool):
     """Rollout actors and the version that all of them serve."""
+
+    role = "rollout"
 
     def __init__(self, config: RunConfig, checkpoint: Path) -> None:
         chosen = config.rollout
@@ -238,6 +246,8 @@ def _check_versions(versions: Sequence[int], pushed: int) -> None:
 class JudgePool(Pool):
     """Judge actors."""
 
+    role = "judge"
+
     def __init__(self, config: RunConfig, checkpoint: Path | None) -> None:
         from actors.judge import JudgeActor
 
@@ -257,6 +267,8 @@ class JudgePool(Pool):
 
 class TeacherPool(Pool):
     """Teacher actors. `audio`, `top_k` and `vocabulary` as `TeacherActor` has them."""
+
+    role = "teacher"
 
     def __init__(self, config: RunConfig, checkpoint: Path, *, audio: bool, top_k: int, vocabulary: int) -> None:
         from actors.teacher import TeacherActor

@@ -68,6 +68,10 @@ class RayPorts:
             "sync/bytes": stamp.bytes,
         }
 
+    def actor(self, handle: ObjectRef) -> str:
+        """See `Ports.actor`."""
+        return self._pools[handle].holder(handle)
+
     def wait(self, handles: Sequence[ObjectRef]) -> list[ObjectRef]:
         """See `Ports.wait`."""
         done, _ = ray.wait(list(handles), num_returns=1)

@@ -18,6 +18,7 @@ from cluster.memory import MemoryWatch
 from cluster.ports import RayPorts
 from cluster.run_folder import RunFolder
 from cluster.runtime import ray_session
+from cluster.spans import Span
 from cluster.stopping import StopRequest
 from cluster.watch import SampleRow, Watch
 from learner.checkpoint import load_checkpoint, newest_checkpoint
@@ -204,6 +205,7 @@ class Training:
         )  # fmt: skip
         self.progress = Progress()
         self._counted_until = time.monotonic()
+        self._saved_s = plan.resume_from.stat().st_mtime if plan.resume_from else time.time()
 
     def run(self) -> dict[str, Any]:
         """Restore, push the first weights, check agreement, evaluate, train and evaluate every stage, export."""
@@ -310,10 +312,11 @@ class Training:
             self.crew.learner.begin_stage(stage)
         self.watch.status(f"training: {stage.name}")
         self.watch.stage(stage.name, stage.steps, progress.step)
+        self.watch.live({"checkpoint/saved_s": self._saved_s, "checkpoint/every_steps": stage.checkpoint_every})
         controller = Controller(
             self.config, stage, self.ports, self.stream,
             run_id=self.ports.run_id, start=progress.step, version=progress.version,
-            pairs=self.plan.pairs.get(stage.name),
+            pairs=self.plan.pairs.get(stage.name), observe=self.watch.live,
         )  # fmt: skip
         try:
             for report in controller.run():
@@ -335,6 +338,7 @@ class Training:
 
     def _record(self, stage: StageConfig, report: StepReport) -> None:
         self.watch.step(report.metrics | {"wall/rss_gb": self.memory.last_gb}, report.step, stage.name)
+        self.watch.spans(report.spans)
         self.watch.samples([_sample_row(g) for g in report.groups], report.step)
         self.ledger.record(report.ledger)
 
@@ -344,7 +348,11 @@ class Training:
         self._count_costs()
         self.progress.ledger_parts = self.ledger.parts
         self.progress.stream = self.stream.state(controller.outstanding())
+        began = time.time()
         self.crew.learner.save(self.folder.checkpoints, self.progress.total_steps, {"progress": asdict(self.progress)})
+        self._saved_s = time.time()
+        self.watch.live({"checkpoint/saved_s": self._saved_s})
+        self.watch.spans([Span(controller.stage.name, controller.done, "checkpoint", "learner", began, self._saved_s)])
 
 
 def _sample_row(scored: ScoredGroup) -> SampleRow:
