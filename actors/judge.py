@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import ray
-from ray.util.metrics import Counter, Gauge
+from ray.util.metrics import Counter, Gauge, Histogram
 
 from actors.notice import Notice
 from speechsum.config import JudgeConfig
 from speechsum.errors import UserError
-from speechsum.metrics import describe
+from speechsum.metrics import describe, ray_name
 from speechsum.pairs import all_pairs, fared
 from speechsum.rewards import apply_gates
 from speechsum.types import (
@@ -30,6 +30,7 @@ from speechsum.types import (
 )
 
 Task = TypeVar("Task", contravariant=True)
+M = TypeVar("M", Counter, Gauge, Histogram)
 
 
 class JudgeOf(Protocol[Task]):
@@ -227,27 +228,25 @@ class JudgeActor:
         self._published.update(judgements, seconds, self._counts())
 
 
-NOT_SUMS = frozenset({"judge/cache_hit_share", "judge/circuit_state"})
+CALL_BOUNDS_S = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0]
+"""Between which the time of a call is counted."""
 
 
 class _Metrics:
-    """Ray metrics of one judge actor; counters gain `_total` when scraped."""
+    """Ray metrics of one judge actor, as the table of metrics has them; counters gain `_total` when scraped."""
 
     def __init__(self, judge: JudgeOf[Any], index: int) -> None:
         self._tags = {"actor": str(index), "judge": judge.name, "version": judge.version}
-        tags = tuple(self._tags)
-        self._scored = Counter("speechsum_judge_scored", "Summaries judged, failures included.", tags)
-        self._failures = Counter("speechsum_judge_failures", "Judgements that failed, by kind.", (*tags, "kind"))
-        self._gated = Counter("speechsum_judge_gated", "Summaries stopped by a gate, by gate.", (*tags, "gate"))
-        self._latency = Gauge("speechsum_judge_latency_seconds", "Duration of the last call, in seconds.", tags)
-        for metric in (self._scored, self._failures, self._gated, self._latency):
-            metric.set_default_tags(self._tags)
+        self._call = self._made(Histogram, "judge/call_s", boundaries=CALL_BOUNDS_S)
+        self._scored = self._made(Counter, "judge/scored")
+        self._failures = self._made(Counter, "judge/failures")
+        self._gated = self._made(Counter, "judge/gated")
         self._observed: dict[str, Counter | Gauge] = {}
         self._seen: dict[str, float] = {}
 
     def update(self, judgements: Sequence[Judgement], seconds: float, counts: dict[str, float]) -> None:
         """Publish one call, and what has changed in `counts` since the last."""
-        self._latency.set(seconds)
+        self._call.observe(seconds)
         if judgements:
             self._scored.inc(len(judgements))
         for judgement in judgements:
@@ -259,14 +258,18 @@ class _Metrics:
             self._publish(name, count)
 
     def _publish(self, name: str, count: float) -> None:
-        """`judge/cache_hits` as `speechsum_judge_cache_hits`."""
+        """A count of the judge's own, made known when it is first told."""
         if name not in self._observed:
-            kind = Gauge if name in NOT_SUMS else Counter
-            self._observed[name] = kind(f"speechsum_{name.replace('/', '_')}", describe(name).text, tuple(self._tags))
-            self._observed[name].set_default_tags(self._tags)
+            self._observed[name] = self._made(Counter if describe(name).adds_up else Gauge, name)
         metric = self._observed[name]
         if isinstance(metric, Gauge):
             metric.set(count)
         elif count > self._seen.get(name, 0.0):
             metric.inc(count - self._seen.get(name, 0.0))
             self._seen[name] = count
+
+    def _made(self, form: type[M], name: str, **settings: Any) -> M:
+        about = describe(name)
+        metric = form(ray_name(name), about.text, tag_keys=about.labels, **settings)
+        metric.set_default_tags(self._tags)
+        return metric

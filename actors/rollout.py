@@ -24,6 +24,7 @@ from speechsum.audio import DEFAULT_LIMITS, SAMPLE_RATE, AudioError, AudioLimits
 from speechsum.config import ModelConfig, RolloutConfig
 from speechsum.errors import RunError, UserError
 from speechsum.families import FAMILIES
+from speechsum.metrics import describe, ray_name
 from speechsum.prompting import PromptBuilder, transcript_ids
 from speechsum.types import (
     AudioRef,
@@ -326,40 +327,26 @@ class RolloutActor:
 
 
 class _Metrics:
-    """Ray metrics of one rollout actor; counters gain `_total` when scraped."""
+    """Ray metrics of one rollout actor: each of `Rollout.metrics`, called `rollout_actor/...` in the table."""
 
     def __init__(self, index: int) -> None:
-        tags = {"actor": str(index)}
-        counters = {
-            "tokens": "Tokens sampled.",
-            "audio_seconds": "Audio heard, in seconds.",
-            "failures": "Prompts without completions.",
-            "refused_pushes": "Weight pushes that were refused.",
-        }
-        gauges = {
-            "tokens_per_second": "Tokens sampled per second in the last call.",
-            "receive_seconds": "Duration of the last weight push, in seconds.",
-            "policy_version": "Version of the weights in force.",
-        }
-        self._counters = {n: Counter(f"speechsum_rollout_actor_{n}", d, ("actor",)) for n, d in counters.items()}
-        self._gauges = {n: Gauge(f"speechsum_rollout_actor_{n}", d, ("actor",)) for n, d in gauges.items()}
-        for metric in (*self._counters.values(), *self._gauges.values()):
-            metric.set_default_tags(tags)
-        self._seen = dict.fromkeys(counters, 0.0)
+        self._tags = {"actor": str(index)}
+        self._known: dict[str, Counter | Gauge] = {}
+        self._seen: dict[str, float] = {}
 
     def update(self, rollout: Rollout) -> None:
         """Publish what changed since the last call."""
-        t = rollout.totals
-        now = {
-            "tokens": t.tokens,
-            "audio_seconds": t.audio_s,
-            "failures": t.failures,
-            "refused_pushes": t.refused_pushes,
-        }
-        for name, value in now.items():
-            if value > self._seen[name]:
-                self._counters[name].inc(value - self._seen[name])
-                self._seen[name] = value
-        self._gauges["tokens_per_second"].set(t.last_tokens_per_s)
-        self._gauges["receive_seconds"].set(t.last_receive_s)
-        self._gauges["policy_version"].set(rollout.version)
+        for name, value in rollout.metrics().items():
+            own = name.replace("rollout/", "rollout_actor/")
+            metric = self._known.get(own) or self._known.setdefault(own, self._metric(own))
+            if isinstance(metric, Gauge):
+                metric.set(value)
+            elif value > self._seen.get(own, 0.0):
+                metric.inc(value - self._seen.get(own, 0.0))
+                self._seen[own] = value
+
+    def _metric(self, name: str) -> Counter | Gauge:
+        about = describe(name)
+        metric = (Counter if about.adds_up else Gauge)(ray_name(name), about.text, about.labels)
+        metric.set_default_tags(self._tags)
+        return metric

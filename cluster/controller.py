@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -27,6 +27,7 @@ import numpy as np
 from actors.rollout import Rolled
 from cluster.buffer import Lease, Ready, Slots
 from cluster.selection import Selection, judged, taught
+from cluster.spans import Span, SpanLog
 from cluster.window import Window
 from speechsum.batching import make_batch
 from speechsum.config import RunConfig, StageConfig
@@ -50,6 +51,9 @@ from speechsum.types import (
 )
 
 Work = Literal["generate", "score", "teach"]
+
+WHERE: Mapping[Work, str] = {"generate": "running", "score": "judging", "teach": "teaching"}
+"""What prompts are said to be doing meanwhile."""
 
 DROPS_PER_STEP_LIMIT = 20
 """A step that had to drop this many times its groups is not making progress; the run stops and says why."""
@@ -76,6 +80,9 @@ class Ports(Protocol):
     def push(self, version: int) -> dict[str, float]:
         """Put the learner's weights in force everywhere as `version`, and give the figures of doing so."""
 
+    def actor(self, handle: Any) -> str:
+        """Who has a call that is under way, such as `rollout 0`; empty while nobody has."""
+
     def wait(self, handles: Sequence[Any]) -> list[Any]:
         """Those of `handles` that are done, at least one."""
 
@@ -91,37 +98,45 @@ class Ports(Protocol):
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step did: its number (from 1), its metrics, the groups it trained on and every settled trajectory."""
+    """What one step did: its number (from 1), its metrics, the groups it trained on and every settled trajectory.
+
+    `spans` are of the calls that ended since the last report.
+    """
 
     step: int
     metrics: dict[str, float]
     groups: tuple[ScoredGroup, ...]
     ledger: tuple[LedgerRow, ...]
+    spans: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True)
 class Call:
-    """What was begun, and for which slots. `scored` is what a teacher's lessons will be added to."""
+    """What was begun when (seconds since 1970), and for which slots. `scored` is what lessons will be added to."""
 
     work: Work
     leases: tuple[Lease, ...]
     scored: tuple[tuple[ScoredGroup, Selection | None], ...] = ()
+    asked: float = field(default_factory=time.time)
 
 
 class Controller:
     """Runs one stage from step `start` to its end, yielding a `StepReport` after each step is live.
 
-    `pairs` are those that an offline stage trains on, by prompt. `run` raises `RunError` when too many judgements
+    `pairs` are those that an offline stage trains on, by prompt. `observe` is told how things stand (live metrics)
+    whenever the controller is about to wait. `run` raises `RunError` when too many judgements
     fail, or when nearly every group has to be dropped.
     """
 
     def __init__(
         self, config: RunConfig, stage: StageConfig, ports: Ports, stream: PromptStream, *,
         run_id: str, start: int = 0, version: int = 0, pairs: Mapping[str, Sequence[Pair]] | None = None,
+        observe: Callable[[Mapping[str, float]], None] = lambda figures: None,
     ) -> None:  # fmt: skip
         self.config, self.stage, self.ports, self.stream, self.run_id = config, stage, ports, stream, run_id
         self.kind = stage.kind
         self.pairs = pairs or {}
+        self.observe = observe
         self.sampling = SamplingParams(
             n=stage.group_size, temperature=config.rollout.temperature, top_p=config.rollout.top_p,
             max_tokens=config.rollout.max_tokens, seed=config.seed,
@@ -134,6 +149,8 @@ class Controller:
         self._busy_since: dict[Work, float] = {}
         self._buffer: list[Ready] = []
         self._training: tuple[Any, list[Ready]] | None = None
+        self._step_asked = self._step_began = time.time()
+        self._spans = SpanLog(stage.name)
         self._last_judgements: deque[FailureKind | None] = deque(maxlen=config.judge.failure_window)
 
     def run(self) -> Iterator[StepReport]:
@@ -153,6 +170,7 @@ class Controller:
 
     def _wait(self) -> list[Any]:
         """What is done. While only teachers work, everybody waits for them."""
+        self.observe(self._standing())
         works = {call.work for call in self._under_way.values()}
         started = time.perf_counter()
         done = self.ports.wait(list(self._under_way) + ([self._training[0]] if self._training else []))
@@ -160,17 +178,36 @@ class Controller:
             self.window.teach_exposed_s += time.perf_counter() - started
         return done
 
+    def _standing(self) -> dict[str, float]:
+        """Where the prompts are that hold a slot, and how old what waits for its step is."""
+        counts: dict[str, float] = dict.fromkeys(("waiting", "running", "judging", "teaching"), 0)
+        engaged: set[str] = {""}
+        for handle, call in self._under_way.items():
+            where = WHERE[call.work]
+            if call.work == "generate":
+                actor = self.ports.actor(handle)
+                where = "waiting" if actor in engaged else where
+                engaged.add(actor)
+            counts[where] += len(call.leases)
+        counts |= {"scored": len(self._buffer), "training": len(self._training[1]) if self._training else 0}
+        return {f"prompts/{where}": n for where, n in counts.items()} | {
+            "buffer/staleness_now": max(map(self._age, self._buffer), default=0),
+            "buffer/staleness_bound": self.stage.max_staleness,
+        }
+
     def _run_on_data(self) -> Iterator[StepReport]:
         """The completions are there already: nothing to generate, nobody to score, nothing to push."""
         while self.done < self.stage.steps:
             started = time.perf_counter()
             samples = [self._from_data() for _ in range(self.stage.groups_per_step)]
             batch = make_batch(samples, self.config.learner.ranks)
+            asked = time.time()
             metrics = dict(self.ports.result(self.ports.step(batch, self.version)))
             self.done += 1
+            self._spans.add("train", "learner", asked, self.done, len(samples))
             self.version += 1
             metrics |= {"buffer/trained_groups": len(samples), "wall/step_s": time.perf_counter() - started}
-            yield StepReport(self.done, metrics, (), ())
+            yield StepReport(self.done, metrics, (), (), self._spans.take())
 
     def _from_data(self) -> TrainingSample:
         """The next prompt with its reference, or the next that has pairs with one of them, another each epoch."""
@@ -214,8 +251,9 @@ class Controller:
         self._under_way[handle] = call
 
     def _collect(self, handle: Any) -> None:
-        call = self._under_way.pop(handle)
+        call, actor = self._under_way.pop(handle), self.ports.actor(handle)
         result = self.ports.result(handle)
+        self._spans.add(call.work, actor or call.work, call.asked, self.done + 1, len(call.leases))
         now = time.perf_counter()
         self.window.busy_s[call.work] += now - self._busy_since[call.work]
         self._busy_since[call.work] = now
@@ -307,6 +345,7 @@ class Controller:
         oldest = self._buffer[: self.stage.groups_per_step]
         del self._buffer[: self.stage.groups_per_step]
         batch = make_batch([ready.sample() for ready in oldest], self.config.learner.ranks)
+        self._step_asked = time.time()
         self._training = self.ports.step(batch, self.version), oldest
 
     def _finish_step(self) -> StepReport:
@@ -315,17 +354,24 @@ class Controller:
         handle, trained = self._training
         self._training = None
         metrics = dict(self.ports.result(handle))
+        self._spans.add("train", "learner", self._step_asked, self.done + 1, len(trained))
         metrics["buffer/staleness_max"] = max(self._age(ready) for ready in trained)
         metrics["buffer/trained_groups"] = len(trained)
+        asked = time.time()
         metrics |= self.ports.push(self.version + 1)
+        self._spans.add("push", "sync", asked, self.done + 1)
         self.version += 1
         self.done += 1
         for ready in trained:
             self.slots.release(ready.lease.number)
             self._record(ready, step=self.done)
         window, self.window = self.window, Window()
-        metrics |= window.metrics() | {"sync/version": self.version}
-        return StepReport(self.done, metrics, tuple(ready.scored for ready in trained), tuple(window.ledger))
+        waited_s = max(0.0, self._step_asked - self._step_began)
+        metrics |= window.metrics() | {"sync/version": self.version, "learner/wait_s": waited_s}
+        self._spans.add("step", "step", self._step_began, self.done, len(trained))
+        self._step_began = time.time()
+        scored = tuple(ready.scored for ready in trained)
+        return StepReport(self.done, metrics, scored, tuple(window.ledger), self._spans.take())
 
     # --- accounts and guards ------------------------------------------------------------------------------------
 

@@ -81,11 +81,13 @@ class State(StrEnum):
 class Ticket:
     """A request: `call` asks it of an actor, `work` says how much it is (see `Sizer`). `answer` is there once `done`.
 
+    `actor` is who has it, or had when it was answered, such as `rollout 0`; empty while it waits for somebody free.
     `deaths` counts the actors that died at it.
     """
 
     call: Callable[[Any], Any]
     work: int
+    actor: str = ""
     deaths: int = 0
     done: bool = False
     answer: Any = None
@@ -95,9 +97,11 @@ class Ticket:
 class Member:
     """An actor of the pool. `calls` are its requests by ref, the one under way first; that one began at `since`.
 
-    `joining` is what a starting one is at: loading, or taking the weights of version `receiving`.
+    `name` tells it from others, such as `rollout 0`. `joining` is what a starting one is at: loading, or taking the
+    weights of version `receiving`.
     """
 
+    name: str
     actor: Any
     joining: Any
     state: State = State.STARTING
@@ -215,9 +219,9 @@ class ElasticPool:
     # --- how members come ---------------------------------------------------------------------------------------
 
     def _new(self) -> Member:
-        actor = self.side.start(self._made)
+        actor, name = self.side.start(self._made), f"{self.role} {self._made}"
         self._made += 1
-        return Member(actor, self.side.join(actor))
+        return Member(name, actor, self.side.join(actor))
 
     def _joined(self, member: Member) -> None:
         """It has loaded, or received: it serves if what it holds is in force, and otherwise receives that."""
@@ -249,6 +253,7 @@ class ElasticPool:
             if not member.calls:
                 member.since = self._clock()
             ticket = self._queue.popleft()
+            ticket.actor = member.name
             member.calls[ticket.call(member.actor)] = ticket
 
     def _answered(self, member: Member, ref: Any) -> None:
@@ -324,6 +329,8 @@ class ElasticPool:
     def _give_back(self, tickets: Sequence[Ticket]) -> None:
         """To the head of the queue, as they have waited longest."""
         self.returned += len(tickets)
+        for ticket in tickets:
+            ticket.actor = ""
         self._queue.extendleft(reversed(tickets))
 
     def _end(self, member: Member) -> None:

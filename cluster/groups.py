@@ -169,6 +169,8 @@ def _together(*results: dict[str, float]) -> dict[str, float]:
 class Pool:
     """Interchangeable actors; a call goes to the one with the fewest calls outstanding."""
 
+    role = "actor"
+
     def __init__(self, actors: Sequence[Any]) -> None:
         self.actors = list(actors)
         self._busy: Counter[int] = Counter()
@@ -185,6 +187,10 @@ class Pool:
         self._busy[index] += 1
         self._owner[ref] = index
         return ref
+
+    def holder(self, ref: ObjectRef) -> str:
+        """The actor that has a call, such as `rollout 0`."""
+        return f"{self.role} {self._owner[ref]}"
 
     def take(self, ref: ObjectRef) -> Any:
         """The result of a finished call."""
@@ -339,6 +345,8 @@ class JudgePool(ElasticPool):
 
 class TeacherPool(Pool):
     """Teacher actors. `audio`, `top_k` and `vocabulary` as `TeacherActor` has them."""
+
+    role = "teacher"
 
     def __init__(self, config: RunConfig, checkpoint: Path, *, audio: bool, top_k: int, vocabulary: int) -> None:
         from actors.teacher import TeacherActor

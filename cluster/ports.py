@@ -68,6 +68,10 @@ class RayPorts:
         publish_s = time.perf_counter() - started
         return {"sync/publish_s": publish_s, "sync/bytes": stamp.bytes} | self.rollout.receive_s()
 
+    def actor(self, handle: ObjectRef | Ticket) -> str:
+        """See `Ports.actor`."""
+        return handle.actor if isinstance(handle, Ticket) else self._pools[handle].holder(handle)
+
     def wait(self, handles: Sequence[ObjectRef | Ticket]) -> list[ObjectRef | Ticket]:
         """See `Ports.wait`. Meanwhile the pools grow, shrink and replace what is lost."""
         refs = [handle for handle in handles if not isinstance(handle, Ticket)]

@@ -106,6 +106,11 @@ class RunFolder:
         return self.path / "samples.jsonl"
 
     @property
+    def spans(self) -> Path:
+        """Who was at work when: see `cluster.spans`."""
+        return self.path / "spans.jsonl"
+
+    @property
     def trajectories(self) -> Path:
         """Folder of Parquet files with every trajectory."""
         return self.path / "trajectories"

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import secrets
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from cluster.run_folder import RunFolder
 from speechsum.audio import SAMPLE_RATE, load_audio
 from speechsum.config import RunConfig
 from speechsum.errors import UserError
-from speechsum.metrics import METRICS, Metric
+from speechsum.metrics import METRICS, Metric, ray_name
 from speechsum.types import AudioRef
 
 INIT_TIMEOUT_S = 30
@@ -151,31 +150,31 @@ def _playable(audio_path: str) -> Any:
 
 
 class RayTracker:
-    """Ray's own metrics, which its dashboard offers to Prometheus. Does nothing while Ray is not initialised."""
+    """Ray's own metrics, which its dashboard offers to Prometheus. Does nothing while Ray is not initialised.
 
-    def __init__(self) -> None:
+    `run` is the label that tells the figures of one run from another's on the same cluster.
+    """
+
+    def __init__(self, run: str) -> None:
+        self._run = run
         self._known: dict[str, Any] = {}
 
-    def log(self, figures: dict[str, float]) -> None:
+    def log(self, figures: Mapping[str, float]) -> None:
         """Set a gauge for each figure, or count it up where it adds up over the run."""
         ray = sys.modules.get("ray")  # never imported for this: where nobody has, there is no Ray to tell
         if ray is None or not ray.is_initialized():
             return
         for name, value in figures.items():
             kind = METRICS.get(name, Metric("", ""))
-            metric = self._known.get(name) or self._known.setdefault(name, _ray_metric(name, kind))
+            metric = self._known.get(name) or self._known.setdefault(name, self._metric(name, kind))
             if not kind.adds_up:
                 metric.set(value)
             elif value > 0:
                 metric.inc(value)
 
+    def _metric(self, name: str, kind: Metric) -> Any:
+        from ray.util.metrics import Counter, Gauge
 
-def _ray_metric(name: str, kind: Metric) -> Any:
-    from ray.util.metrics import Counter, Gauge
-
-    return (Counter if kind.adds_up else Gauge)(ray_name(name), description=kind.text)
-
-
-def ray_name(name: str) -> str:
-    """`role/what/stat` in the letters that Prometheus allows."""
-    return "speechsum_" + re.sub(r"[^A-Za-z0-9_]", "_", name)
+        metric = (Counter if kind.adds_up else Gauge)(ray_name(name), description=kind.text, tag_keys=("run",))
+        metric.set_default_tags({"run": self._run})
+        return metric

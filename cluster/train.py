@@ -19,6 +19,7 @@ from cluster.ports import RayPorts
 from cluster.readers import ReaderPlan, Readers, reads_by_teacher
 from cluster.run_folder import RunFolder
 from cluster.runtime import ray_session
+from cluster.spans import Span
 from cluster.stopping import StopRequest
 from cluster.trust import JudgeTrust, clips_to_audit
 from cluster.watch import SampleRow, Watch
@@ -212,6 +213,7 @@ class Training:
         self.trust = JudgeTrust(config, crew.judge, plan.audit, folder, watch)
         self.progress = Progress()
         self._counted_until = time.monotonic()
+        self._saved_s = plan.resume_from.stat().st_mtime if plan.resume_from else time.time()
 
     def run(self) -> dict[str, Any]:
         """Restore, audit the judge, push the first weights, check agreement, evaluate, train and evaluate, export."""
@@ -332,10 +334,11 @@ class Training:
             self.crew.learner.begin_stage(stage)
         self.watch.status(f"training: {stage.name}")
         self.watch.stage(stage.name, stage.steps, progress.step)
+        self.watch.live({"checkpoint/saved_s": self._saved_s, "checkpoint/every_steps": stage.checkpoint_every})
         controller = Controller(
             self.config, stage, self.ports, self.stream,
             run_id=self.ports.run_id, start=progress.step, version=progress.version,
-            pairs=self.plan.pairs.get(stage.name),
+            pairs=self.plan.pairs.get(stage.name), observe=self.watch.live,
         )  # fmt: skip
         try:
             for report in controller.run():
@@ -362,6 +365,7 @@ class Training:
         own = {"wall/rss_gb": self.memory.last_gb}
         metrics = report.metrics | self.trust.metrics() | self.ports.figures() | own
         self.watch.step(metrics, report.step, stage.name)
+        self.watch.spans(report.spans)
         self.watch.samples([_sample_row(g) for g in report.groups], report.step)
         self.ledger.record(report.ledger)
 
@@ -371,7 +375,11 @@ class Training:
         self._count_costs()
         self.progress.ledger_parts = self.ledger.parts
         self.progress.stream = self.stream.state(controller.outstanding())
+        began = time.time()
         self.crew.learner.save(self.folder.checkpoints, self.progress.total_steps, {"progress": asdict(self.progress)})
+        self._saved_s = time.time()
+        self.watch.live({"checkpoint/saved_s": self._saved_s})
+        self.watch.spans([Span(controller.stage.name, controller.done, "checkpoint", "learner", began, self._saved_s)])
 
 
 def _sample_row(scored: ScoredGroup) -> SampleRow:

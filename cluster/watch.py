@@ -18,6 +18,7 @@ from rich.console import Console
 
 from cluster.run_folder import RunFolder, write_atomically
 from cluster.screen import Pace, duration, screen_for
+from cluster.spans import Span
 from cluster.trackers import RayTracker, SampleRow, WandbTracker
 from speechsum.config import RunConfig
 
@@ -56,7 +57,7 @@ class Watch:
         except BaseException:  # Ctrl-C while wandb starts: nobody is there yet who would close the screen
             self._screen.close()
             raise
-        self._ray = RayTracker()
+        self._ray = RayTracker(folder.path.name)
 
     def __enter__(self) -> Self:
         return self
@@ -91,6 +92,14 @@ class Watch:
         self._wandb.log(finite, stage, step, self._steps_before.get(stage, 0) + step)
         self._ray.log(finite)
 
+    def live(self, figures: Mapping[str, float]) -> None:
+        """How things stand at this moment: for Ray's metrics alone."""
+        self._ray.log(figures)
+
+    def spans(self, spans: Sequence[Span]) -> None:
+        """Who was at work when."""
+        _append(self._folder.spans, [asdict(span) for span in spans])
+
     def samples(self, rows: Sequence[SampleRow], step: int) -> None:
         """Completions of this step to be looked at; at most `watch.samples` of them are kept.
 
@@ -104,7 +113,7 @@ class Watch:
 
     def rewind(self, stage: str, step: int) -> None:
         """Cut off what was recorded after step `step` of `stage`: a resumed run will do those steps again."""
-        for path in (self._folder.metrics, self._folder.samples):
+        for path in (self._folder.metrics, self._folder.samples, self._folder.spans):
             if path.exists():
                 _cut(path, self._order, (self._order[stage], step))
 

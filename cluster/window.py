@@ -77,6 +77,7 @@ class Window:
         metrics = {
             "rollout/tokens": self.tokens,
             "rollout/tokens_per_s": self.tokens / generate_s if generate_s else 0.0,
+            "rollout/busy_s": generate_s,
             "rollout/response_tokens_mean": self.tokens / max(self.trajectories, 1),
             "rollout/truncated_share": self.truncated / max(self.trajectories, 1),
             "buffer/dropped": self.drops.total(),

@@ -114,12 +114,14 @@ class Learner:
         padded = 0
         groups = self._equal_microbatches([self._expanded(s) for s in samples])
         references = self._reference_scores(groups)
+        referred = time.perf_counter()
         for group, reference in zip(groups, references, strict=True):
             rows, output, sums = self._forward_loss(group, reference, counts, policy_version)
             output.loss.backward()
             padded += rows.tokens
             for name, value in sums.items():
                 totals[name] = totals.get(name, 0.0) + float(value)
+        passed = time.perf_counter()
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.stage.optimizer.max_grad_norm)
         norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         lr = self._set_lr()
@@ -129,8 +131,13 @@ class Learner:
             self.optimizer.step()
             self.optimizer_step += 1
         self.optimizer.zero_grad()
-        seconds = time.perf_counter() - started
-        return _step_metrics(totals, counts, norm, lr, seconds) | {"learner/skipped": float(skipped)}
+        done = time.perf_counter()
+        phases = {
+            "learner/reference_s": referred - started,
+            "learner/forward_backward_s": passed - referred,
+            "learner/optimizer_s": done - passed,
+        }
+        return _step_metrics(totals, counts, norm, lr, done - started) | phases | {"learner/skipped": float(skipped)}
 
     def _forward_loss(
         self, group: list[TrainingSample], reference: Tensor, counts: Counts, policy_version: int

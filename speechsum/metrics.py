@@ -1,43 +1,79 @@
 """Every number the system reports, with its unit and what it means.
 
 One table, because a metric whose name is all that is known of it gets misread. Names are `role/what/stat`; a test of
-each emitter asks `describe` for what it emits, so a number without a line here does not get in.
+each emitter asks `describe` for what it emits, so a number without a line here does not get in. `docs/metrics.md` is
+made from it.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import Literal
 
 from speechsum.types import FailureKind
+
+Form = Literal["gauge", "counter", "histogram"]
+DRIVER = ("run",)
+ROLLOUT_ACTOR = ("actor",)
+JUDGE_ACTOR = ("actor", "judge", "version")
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """What one metric says. `adds_up` marks amounts per step, of which a total over the run makes sense."""
+    """What one metric says. `adds_up` marks amounts, of which a total over the run makes sense.
+
+    `labels` are those of its series in Prometheus, besides Ray's own. `live` marks what the driver tells at all times
+    and not once a step, so that it is in Prometheus alone. `spread` marks durations of which quantiles are kept.
+    """
 
     unit: str
     meaning: str
     adds_up: bool = False
+    labels: tuple[str, ...] = DRIVER
+    live: bool = False
+    spread: bool = False
 
     @property
     def text(self) -> str:
         """The meaning with its unit, as dashboards show it."""
         return f"{self.meaning} [{self.unit}]" if self.unit else self.meaning
 
+    @property
+    def form(self) -> Form:
+        """Its type in Prometheus."""
+        return "histogram" if self.spread else "counter" if self.adds_up else "gauge"
+
+    @property
+    def steps(self) -> bool:
+        """Whether a line of `metrics.jsonl` may hold it."""
+        return self.labels == DRIVER and not self.live
+
 
 METRICS: dict[str, Metric] = {
     "rollout/tokens_per_s": Metric("tokens/s", "response tokens sampled per second of rollout time, over all actors"),
     "rollout/tokens": Metric("tokens", "response tokens sampled for this step", adds_up=True),
-    "rollout/audio_s": Metric("s", "seconds of speech the rollout actors listened to for this step", adds_up=True),
     "rollout/response_tokens_mean": Metric("tokens", "mean length of a completion, end token included"),
     "rollout/truncated_share": Metric("", "share of completions cut off at rollout.max_tokens"),
-    "rollout/generate_s": Metric("s", "time an actor's engine spent on sampling since the actor started"),
-    "rollout/groups": Metric("groups", "groups an actor sampled since it started"),
-    "rollout/failures": Metric("prompts", "prompts an actor could not answer since it started"),
-    "rollout/pushes": Metric("", "pushes of weights an actor took in since it started"),
-    "rollout/refused_pushes": Metric("", "pushes an actor refused since it started: wrong checksum or older version"),
-    "rollout/receive_s": Metric("s", "time an actor took to load its latest push"),
-    "rollout/policy_version": Metric("", "number of the weights an actor serves"),
+    "rollout/busy_s": Metric("s", "time of the step in which at least one rollout actor was at work"),
+    "rollout_actor/tokens": Metric("tokens", "tokens an actor sampled", adds_up=True, labels=ROLLOUT_ACTOR),
+    "rollout_actor/tokens_per_s": Metric("tokens/s", "tokens per second of its latest call", labels=ROLLOUT_ACTOR),
+    "rollout_actor/audio_s": Metric("s", "seconds of speech it listened to", adds_up=True, labels=ROLLOUT_ACTOR),
+    "rollout_actor/generate_s": Metric("s", "time it spent on its calls", adds_up=True, labels=ROLLOUT_ACTOR),
+    "rollout_actor/groups": Metric("groups", "groups it sampled", adds_up=True, labels=ROLLOUT_ACTOR),
+    "rollout_actor/failures": Metric("prompts", "prompts it could not answer", adds_up=True, labels=ROLLOUT_ACTOR),
+    "rollout_actor/pushes": Metric("", "pushes of weights it took in", adds_up=True, labels=ROLLOUT_ACTOR),
+    "rollout_actor/refused_pushes": Metric(
+        "", "pushes it refused: wrong checksum or older version", adds_up=True, labels=ROLLOUT_ACTOR
+    ),
+    "rollout_actor/receive_s": Metric("s", "time it took to load its latest push", labels=ROLLOUT_ACTOR),
+    "rollout_actor/policy_version": Metric("", "number of the weights it serves", labels=ROLLOUT_ACTOR),
+    "prompts/waiting": Metric("prompts", "prompts asked of rollout actors that are at others", live=True),
+    "prompts/running": Metric("prompts", "prompts that rollout actors are at", live=True),
+    "prompts/judging": Metric("prompts", "prompts whose completions the judges have", live=True),
+    "prompts/teaching": Metric("prompts", "prompts whose completions the teachers have", live=True),
+    "prompts/scored": Metric("prompts", "prompts that all have scored, and that wait for their step", live=True),
+    "prompts/training": Metric("prompts", "prompts of the step under way", live=True),
     "judge/reward_mean": Metric("", "mean reward of the step's judged completions"),
     "judge/reward_std": Metric("", "standard deviation of the rewards over all of the step's judged completions"),
     "judge/failure_share": Metric("", "share of judgements that failed and were masked"),
@@ -50,20 +86,36 @@ METRICS: dict[str, Metric] = {
     "teacher/teach_s": Metric("s", "time the teachers took for this step"),
     "teacher/exposed_s": Metric("s", "time in which teachers were all that worked, and everybody waited for them"),
     "teacher/failure_share": Metric("", "share of completions that the teacher could not read, and that were masked"),
-    "judge/requests": Metric("", "requests a judge actor sent to its endpoint since it started, retries included"),
-    "judge/tokens": Metric("tokens", "tokens of prompts and answers, as the endpoint counts them, since the start"),
-    "judge/retries": Metric("", "retries among them"),
-    "judge/retries_refused": Metric("", "retries not sent because judge.endpoint.retry_share was spent"),
-    "judge/circuit_openings": Metric("", "times an actor stopped calling its endpoint, as nothing got through"),
-    "judge/circuit_state": Metric("", "whether an actor calls its endpoint: 0 yes, 0.5 one call to see, 1 no"),
-    "judge/pairs": Metric("pairs", "pairs of summaries a judge actor showed in both orders since it started"),
-    "judge/position_flips": Metric("pairs", "those of them whose winner changed with the order"),
-    "judge/cache_hits": Metric(
-        "judgements", "judgements an actor found in judge.cache, or had just made, since it started"
+    "judge/scored": Metric("judgements", "judgements made, failed ones included", adds_up=True, labels=JUDGE_ACTOR),
+    "judge/failures": Metric("judgements", "those that failed", adds_up=True, labels=(*JUDGE_ACTOR, "kind")),
+    "judge/gated": Metric(
+        "judgements", "those that a gate decided before the judge", adds_up=True, labels=(*JUDGE_ACTOR, "gate")
     ),
-    "judge/cache_misses": Metric("judgements", "judgements it had to ask for"),
-    "judge/cache_hit_share": Metric("", "share of judgements that needed no asking"),
-    "judge/cache_errors": Metric("", "reads and writes of judge.cache that failed since the actor started"),
+    "judge/call_s": Metric("s", "time of a call, which judges some groups at once", labels=JUDGE_ACTOR, spread=True),
+    "judge/requests": Metric("", "requests to the endpoint, retries included", adds_up=True, labels=JUDGE_ACTOR),
+    "judge/tokens": Metric(
+        "tokens", "tokens of prompts and answers, as the endpoint counts them", adds_up=True, labels=JUDGE_ACTOR
+    ),
+    "judge/retries": Metric("", "retries among the requests", adds_up=True, labels=JUDGE_ACTOR),
+    "judge/retries_refused": Metric(
+        "", "retries not sent because judge.endpoint.retry_share was spent", adds_up=True, labels=JUDGE_ACTOR
+    ),
+    "judge/circuit_openings": Metric(
+        "", "times an actor stopped calling its endpoint, as nothing got through", adds_up=True, labels=JUDGE_ACTOR
+    ),
+    "judge/circuit_state": Metric(
+        "", "whether an actor calls its endpoint: 0 yes, 0.5 one call to see, 1 no", labels=JUDGE_ACTOR
+    ),
+    "judge/pairs": Metric("pairs", "pairs of summaries shown in both orders", adds_up=True, labels=JUDGE_ACTOR),
+    "judge/position_flips": Metric(
+        "pairs", "those of them whose winner changed with the order", adds_up=True, labels=JUDGE_ACTOR
+    ),
+    "judge/cache_hits": Metric(
+        "judgements", "judgements found in judge.cache, or just made", adds_up=True, labels=JUDGE_ACTOR
+    ),
+    "judge/cache_misses": Metric("judgements", "judgements that had to be asked for", adds_up=True, labels=JUDGE_ACTOR),
+    "judge/cache_hit_share": Metric("", "share of judgements that needed no asking", labels=JUDGE_ACTOR),
+    "judge/cache_errors": Metric("", "reads and writes of judge.cache that failed", adds_up=True, labels=JUDGE_ACTOR),
     "learner/loss": Metric("nats", "loss of the step, over the whole batch"),
     "learner/grad_norm": Metric("", "norm of the gradient before clipping, over all ranks"),
     "learner/lr": Metric("", "learning rate of the adapter"),
@@ -83,13 +135,23 @@ METRICS: dict[str, Metric] = {
     "learner/tokens": Metric("tokens", "tokens the learner ran, prompts once per group, padding counted", adds_up=True),
     "learner/tokens_per_s": Metric("tokens/s", "tokens the learner ran per second of its step, padding counted"),
     "learner/step_s": Metric("s", "time of the optimizer step, forward and backward included"),
+    "learner/reference_s": Metric("s", "part of it: what the stage's first weights say of the step's completions"),
+    "learner/forward_backward_s": Metric("s", "part of it: forward and backward; a GPU may finish in the next part"),
+    "learner/optimizer_s": Metric("s", "part of it: gradients over all ranks, clipping, and the weights' change"),
+    "learner/wait_s": Metric("s", "time of the step in which the learner had nothing to train on"),
     "sync/publish_s": Metric("s", "time from the learner's weights to the last rollout actor that serves them"),
     "sync/receive_s": Metric("s", "time the slowest rollout actor took to load the push"),
     "sync/bytes": Metric("bytes", "size of one push of weights", adds_up=True),
     "sync/version": Metric("", "number of the weights that the rollout actors serve"),
     "buffer/staleness_max": Metric("versions", "age of the oldest completion when it was trained on"),
+    "buffer/staleness_now": Metric("versions", "age of the oldest completion that waits for its step", live=True),
+    "buffer/staleness_bound": Metric("versions", "stage.max_staleness: what is older is dropped", live=True),
     "buffer/dropped": Metric("groups", "groups thrown away for this step: too old, or too few judged", adds_up=True),
     "buffer/trained_groups": Metric("groups", "groups this step was trained on", adds_up=True),
+    "checkpoint/saved_s": Metric(
+        "s", "when the newest checkpoint was saved, or the run began without one: seconds since 1970", live=True
+    ),
+    "checkpoint/every_steps": Metric("steps", "stage.checkpoint_every: steps between two checkpoints", live=True),
     "wall/step_s": Metric("s", "wall time of the step, from the first rollout to the live weights"),
     "wall/rss_gb": Metric("GB", "memory of the driver and of every process below it"),
 }
@@ -128,3 +190,40 @@ def describe(name: str) -> Metric:
         return METRICS[name]
     except KeyError:
         raise KeyError(f"metric {name!r} is not described; add it to speechsum/metrics.py") from None
+
+
+def ray_name(name: str) -> str:
+    """`role/what/stat` in the letters that Prometheus allows, under which Ray is told of it."""
+    return "speechsum_" + re.sub(r"[^A-Za-z0-9_]", "_", name)
+
+
+def series(name: str) -> str:
+    """A metric's name in Prometheus: Ray puts its mark before it, and `_total` after a counter. See `describe`."""
+    return f"ray_{ray_name(name)}" + ("_total" if describe(name).form == "counter" else "")
+
+
+def as_markdown() -> str:
+    """The table as a page of the documentation."""
+    rows = [
+        f"| `{name}` | `{series(name)}` | {m.form} | {m.unit} | {', '.join(m.labels)} | {m.meaning} |"
+        for name, m in METRICS.items()
+    ]
+    return PAGE + "\n".join(rows) + "\n"
+
+
+PAGE = """\
+# Metrics
+
+Made by `python -m cluster.monitoring` from `speechsum/metrics.py`; change it there.
+
+Ray offers all of them to Prometheus, on the node that the label `NodeAddress` names; its `SessionName` tells one Ray
+cluster from another. The label `run` is the run folder's name, and marks what the driver tells: at the end of each
+step, as a line of `metrics.jsonl` too, but for those called `prompts/`, `checkpoint/`, `buffer/staleness_now` and
+`buffer/staleness_bound`, which it tells whenever something happens. The label `actor` marks what an actor tells of
+itself after each call. A counter has no series before there is something to count; a histogram is three series, with
+`_bucket`, `_sum` and `_count` after the name. The dashboard and the alerts that read them are in
+[monitoring.md](monitoring.md).
+
+| name | in Prometheus | type | unit | labels | meaning |
+| --- | --- | --- | --- | --- | --- |
+"""

@@ -174,6 +174,9 @@ class FakePorts:
         self.drops_since_step = 0
         return {"sync/publish_s": 0.0}
 
+    def actor(self, handle: int) -> str:
+        return f"{self.pending[handle][0]} {handle % 2}"
+
     def wait(self, handles: Sequence[int]) -> list[int]:
         assert sorted(handles) == sorted(self.pending)
         done = self.finish({handle: self.pending[handle][0] for handle in handles})

@@ -213,11 +213,13 @@ def test_what_a_dead_actor_held_goes_to_another_in_its_old_order() -> None:
     tickets = [ask(pool, side, f"r{i}") for i in range(6)]
     first, second = side.actors
     assert [side.calls[ref][2] for ref in first.queue] == ["r0", "r2"]
+    assert [ticket.actor for ticket in tickets] == ["rollout 0", "rollout 1", "rollout 0", "rollout 1", "", ""]
     side.die(first)
     go_on(pool, side)
     assert pool.figures()["rollout/actors_lost"] == 1
     assert pool.figures()["rollout/requests_returned"] == 2
     assert [ticket.deaths for ticket in tickets] == [1, 0, 0, 0, 0, 0]
+    assert [ticket.actor for ticket in tickets] == ["", "rollout 1", "", "rollout 1", "", ""]
     for _ in range(6):
         side.run(second)
         go_on(pool, side)

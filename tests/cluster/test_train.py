@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from cluster.run_folder import RunFolder
+from cluster.spans import Span
 from cluster.train import Progress, Training
 from speechsum.config import RunConfig, parse
 from speechsum.data import PromptStream
 from speechsum.errors import RunError, StopAsked
 from speechsum.ledger import Ledger
+from speechsum.metrics import describe
 from speechsum.types import AudioRef, Prompt
 
 PROMPTS = [Prompt(f"p{i}", AudioRef(f"/{i}.wav"), "Sum up.", reference="said") for i in range(3)]
@@ -70,10 +72,17 @@ class FakeTrust:
 
 
 class FakeWatch:
-    """Keeps the figures of each step."""
+    """Keeps the figures of each step, and who was at work."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, float]] = []
+        self.worked: list[tuple[str, str, int]] = []
+
+    def live(self, figures: Mapping[str, float]) -> None:
+        assert all(describe(name).live for name in figures)
+
+    def spans(self, spans: Sequence[Span]) -> None:
+        self.worked += [(span.actor, span.name, span.step) for span in spans]
 
     def status(self, text: str) -> None:
         pass
@@ -101,6 +110,7 @@ class BareTraining(Training):
         }  # fmt: skip
         self.__dict__.update(parts)
         self.stream, self.progress, self._counted_until = PromptStream(PROMPTS, 0), Progress(), 0.0
+        self._saved_s = 0.0
 
 
 def training(folder: Path, *, doubted: int = 0, asked: bool = False) -> BareTraining:
@@ -117,6 +127,9 @@ def test_a_judge_that_is_doubted_ends_the_run_with_a_checkpoint(tmp_path: Path) 
     assert (run.progress.step, run.progress.total_steps) == (2, 2)
     told = [(step["judge/audit_win_rate"], step["judge/actors_serving"]) for step in run.fake_watch.steps]
     assert told == [(0.1, 3.0), (0.1, 3.0)]
+    assert run.fake_watch.worked == [
+        ("learner", "train", 1), ("learner", "train", 2), ("learner", "checkpoint", 2)
+    ]  # fmt: skip
 
 
 def test_a_request_to_stop_does_too(tmp_path: Path) -> None:

@@ -209,10 +209,14 @@ class FakeMetric:
 
     made: dict[str, "FakeMetric"]
 
-    def __init__(self, name: str, description: str) -> None:
-        self.description = description
+    def __init__(self, name: str, description: str, tag_keys: tuple[str, ...]) -> None:
+        self.description, self.tag_keys, self.tags = description, tag_keys, {}
         self.values: list[tuple[str, float]] = []
         self.made[name] = self
+
+    def set_default_tags(self, tags: dict[str, str]) -> None:
+        assert set(tags) == set(self.tag_keys)
+        self.tags = tags
 
     def set(self, value: float) -> None:
         self.values.append(("set", value))
@@ -230,7 +234,7 @@ def test_ray_gets_gauges_and_counters_only_while_it_runs(monkeypatch: pytest.Mon
     vars(metrics).update(Gauge=FakeMetric, Counter=FakeMetric)
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setitem(sys.modules, "ray.util.metrics", metrics)
-    tracker = RayTracker()
+    tracker = RayTracker("night")
     tracker.log(FIGURES)
     assert FakeMetric.made == {}
     running[0] = True
@@ -238,6 +242,7 @@ def test_ray_gets_gauges_and_counters_only_while_it_runs(monkeypatch: pytest.Mon
         tracker.log({"learner/loss": 0.5, "buffer/dropped": dropped})
     assert FakeMetric.made["speechsum_learner_loss"].values == [("set", 0.5)] * 2
     assert FakeMetric.made["speechsum_buffer_dropped"].values == [("inc", 2.0)]
+    assert FakeMetric.made["speechsum_learner_loss"].tags == {"run": "night"}
     assert FakeMetric.made["speechsum_learner_loss"].description == "loss of the step, over the whole batch [nats]"
 
 

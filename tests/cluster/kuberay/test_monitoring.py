@@ -1,4 +1,4 @@
-"""What Prometheus and Grafana are given. No PromQL is evaluated here."""
+"""What Prometheus and Grafana are given on a cluster. The rules themselves are tested beside their source."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from pathlib import Path
 import pytest
 
 from cluster.kuberay.companions import CONFIG_MAP_LIMIT
-from cluster.kuberay.monitoring import dashboard_maps, series
-from cluster.trackers import ray_name
+from cluster.kuberay.monitoring import dashboard_maps
+from cluster.monitoring.alerts import default_rules
 from speechsum.errors import UserError
-from speechsum.metrics import METRICS
+from speechsum.metrics import METRICS, series
 
 
 def test_alerts_ask_for_series_that_are_exported(gke, rendered) -> None:
     [group] = rendered(*gke)["PrometheusRule"]["spec"]["groups"]
-    exported = {f"ray_{ray_name(name)}{'_total' if metric.adds_up else ''}" for name, metric in METRICS.items()}
+    exported = {series(name) for name in METRICS}
     for alert in group["rules"]:
-        named = set(re.findall(r"ray_\w+", alert["expr"]))
+        named = re.findall(r"ray_\w+", alert["expr"])
         assert named
-        assert named <= exported
+        assert set(named) <= exported
         assert alert["expr"].count('{app_kubernetes_io_instance="qwen2-5-omni-3b"}') == len(named)
         assert alert["expr"].count("(") == alert["expr"].count(")")
-    assert len({alert["alert"] for alert in group["rules"]}) == len(group["rules"]) == 5
+    assert [alert["alert"] for alert in group["rules"]] == [alert.alert for alert in default_rules().rules]
 
 
 def test_thresholds_are_the_recipes_own(gke, rendered) -> None:
@@ -61,6 +61,11 @@ def test_dashboards_become_config_maps(gke, tmp_path: Path) -> None:
     assert tree["metadata"]["name"] == "qwen2-5-omni-3b-dashboard-training-run"
     assert tree["metadata"]["labels"]["grafana_dashboard"] == "1"
     assert json.loads(tree["data"]["Training_run.json"]) == {"title": "run"}
+
+
+def test_our_own_dashboard_is_rendered(gke) -> None:
+    [found] = dashboard_maps(*gke)
+    assert json.loads(found.tree()["data"]["dashboard.json"])["uid"] == "speechsum"
 
 
 def test_what_is_no_dashboard_is_refused(gke, tmp_path: Path) -> None:
