@@ -83,6 +83,9 @@ class Ports(Protocol):
     def actor(self, handle: Any) -> str:
         """Who has a call that is under way, such as `rollout 0`; empty while nobody has."""
 
+    def given(self, handle: Any) -> float:
+        """When that one got it, in seconds since 1970; 0 where it was at once."""
+
     def wait(self, handles: Sequence[Any]) -> list[Any]:
         """Those of `handles` that are done, at least one."""
 
@@ -251,9 +254,10 @@ class Controller:
         self._under_way[handle] = call
 
     def _collect(self, handle: Any) -> None:
-        call, actor = self._under_way.pop(handle), self.ports.actor(handle)
+        call = self._under_way.pop(handle)
+        actor, asked = self.ports.actor(handle), max(call.asked, self.ports.given(handle))
         result = self.ports.result(handle)
-        self._spans.add(call.work, actor or call.work, call.asked, self.done + 1, len(call.leases))
+        self._spans.add(call.work, actor or call.work, asked, self.done + 1, len(call.leases))
         now = time.perf_counter()
         self.window.busy_s[call.work] += now - self._busy_since[call.work]
         self._busy_since[call.work] = now

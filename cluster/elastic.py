@@ -82,12 +82,14 @@ class Ticket:
     """A request: `call` asks it of an actor, `work` says how much it is (see `Sizer`). `answer` is there once `done`.
 
     `actor` is who has it, or had when it was answered, such as `rollout 0`; empty while it waits for somebody free.
+    `given` is when that one got it, in seconds since 1970.
     `deaths` counts the actors that died at it.
     """
 
     call: Callable[[Any], Any]
     work: int
     actor: str = ""
+    given: float = 0.0
     deaths: int = 0
     done: bool = False
     answer: Any = None
@@ -253,7 +255,7 @@ class ElasticPool:
             if not member.calls:
                 member.since = self._clock()
             ticket = self._queue.popleft()
-            ticket.actor = member.name
+            ticket.actor, ticket.given = member.name, time.time()
             member.calls[ticket.call(member.actor)] = ticket
 
     def _answered(self, member: Member, ref: Any) -> None:

@@ -72,6 +72,10 @@ class RayPorts:
         """See `Ports.actor`."""
         return handle.actor if isinstance(handle, Ticket) else self._pools[handle].holder(handle)
 
+    def given(self, handle: ObjectRef | Ticket) -> float:
+        """See `Ports.given`."""
+        return handle.given if isinstance(handle, Ticket) else 0.0
+
     def wait(self, handles: Sequence[ObjectRef | Ticket]) -> list[ObjectRef | Ticket]:
         """See `Ports.wait`. Meanwhile the pools grow, shrink and replace what is lost."""
         refs = [handle for handle in handles if not isinstance(handle, Ticket)]

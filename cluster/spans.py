@@ -26,8 +26,8 @@ class Span:
 class SpanLog:
     """The spans of a stage since they were last taken.
 
-    The controller knows when it asked for something and when it saw the answer. An actor takes one call after the
-    other, so a call's span begins no sooner than the one before it on the same actor has ended.
+    The controller knows when something was given to an actor and when it saw the answer. An actor takes one call after
+    the other, so a call's span begins no sooner than the one before it on the same actor has ended.
     """
 
     def __init__(self, stage: str) -> None:

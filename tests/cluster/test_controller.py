@@ -177,6 +177,9 @@ class FakePorts:
     def actor(self, handle: int) -> str:
         return f"{self.pending[handle][0]} {handle % 2}"
 
+    def given(self, handle: int) -> float:
+        return 0.0
+
     def wait(self, handles: Sequence[int]) -> list[int]:
         assert sorted(handles) == sorted(self.pending)
         done = self.finish({handle: self.pending[handle][0] for handle in handles})
@@ -734,6 +737,19 @@ def test_the_figures_of_a_step_by_hand() -> None:
     assert (told["buffer/staleness_max"], told["sync/version"], told["learner/loss"]) == (0, 1, 0.5)
     assert told["rollout/tokens_per_s"] > 0
     assert len(report.groups) == 2
+
+
+def test_a_span_for_every_call_from_when_its_actor_got_it() -> None:
+    class LatePorts(FakePorts):
+        def given(self, handle: int) -> float:
+            return math.inf if self.pending[handle][0] == "generate" else 0.0
+
+    (report,) = controller_on(LatePorts(run_config(steps=1), ascending(2))).run()
+    assert {span.name for span in report.spans} == {"generate", "score", "train", "push", "step"}
+    assert all(span.step == 1 and span.stage == "speak" for span in report.spans)
+    assert all(span.start == span.end for span in report.spans if span.name == "generate")
+    assert all(span.start < span.end for span in report.spans if span.name == "step")
+    assert sum(span.groups for span in report.spans if span.name == "train") == 2
 
 
 def test_every_figure_has_a_description() -> None:

@@ -224,6 +224,8 @@ def test_what_a_dead_actor_held_goes_to_another_in_its_old_order() -> None:
         side.run(second)
         go_on(pool, side)
     assert [ticket.answer[0] for ticket in tickets] == [f"r{i}" for i in range(6)]
+    assert {ticket.actor for ticket in tickets} == {"rollout 1"}
+    assert tickets[0].given > tickets[1].given  # the second time counts
     assert states(pool) == {"starting": 1, "serving": 1}
 
 
