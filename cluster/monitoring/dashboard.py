@@ -134,6 +134,14 @@ WEIGHTS = [
     Chart("Memory", "Of the driver's machine: the driver and every process below it.", "decgbytes",
           {"resident": Q.latest("wall/rss_gb")}),
 ]  # fmt: skip
+POOLS = [
+    *(Chart(f"{role.capitalize()} actors", "Those there are, and those that the work at hand asks for.", "short",
+            {state: Q.latest(f"{role}/actors_{state}") for state in ("serving", "starting", "draining", "wanted")})
+      for role in ("rollout", "judge")),
+    Chart("Lost and given to others", "Since the run was started or resumed.", "short",
+          {f"{role}: {what}": Q.latest(f"{role}/{name}") for role in ("rollout", "judge")
+           for what, name in (("actors lost", "actors_lost"), ("requests returned", "requests_returned"))}),
+]  # fmt: skip
 JUDGE = [
     Chart("Time of a judge's call", "A call judges some groups at once.", "s",
           {"median": Q.quantile(0.5, "judge/call_s"), "95 of 100": Q.quantile(0.95, "judge/call_s")}),
@@ -160,5 +168,5 @@ LEARNING = [
 ]  # fmt: skip
 SECTIONS = {
     "How it does": PROGRESS, "Throughput": THROUGHPUT, "Prompts": PROMPTS, "Who waits": WAITING,
-    "Weights and memory": WEIGHTS, "Judge": JUDGE, "Learning": LEARNING,
+    "Weights and memory": WEIGHTS, "Pools": POOLS, "Judge": JUDGE, "Learning": LEARNING,
 }  # fmt: skip
