@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_summarize(subparsers)
     _add_k8s(subparsers)
     _add_dashboard(subparsers)
+    _add_timeline(subparsers)
     bench = subparsers.add_parser("bench", help="measure the parts: rollout speed, weight sync, prompt-once")
     bench.add_argument("--run-dir", type=Path, metavar="D", help="a run whose summary.json gets the figures")
     bench.add_argument("--only", metavar="NAME", help="run one benchmark")
@@ -215,6 +216,16 @@ def _add_dashboard(subparsers: argparse._SubParsersAction[argparse.ArgumentParse
     dashboard.add_argument("--token", metavar="T", help="to be asked for (default: $SPEECHSUM_DASHBOARD_TOKEN)")
     dashboard.set_defaults(command=commands.dashboard)
     dashboard.set_defaults(asks=True)  # the server answers Ctrl-C itself, and nothing native runs that would not
+
+
+def _add_timeline(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    timeline = subparsers.add_parser("timeline", help="who was at work when, as a Chrome trace of some steps")
+    timeline.add_argument("run", type=Path, metavar="RUN", help="run folder, of a run that goes on or has ended")
+    timeline.add_argument("--out", type=Path, metavar="F", help="the trace (default: RUN/timeline.json)")
+    timeline.add_argument("--stage", metavar="NAME", help="stage of the recipe (default: the latest)")
+    timeline.add_argument("--first", type=_positive, metavar="STEP", help="first step (default: the last ones)")
+    timeline.add_argument("--steps", type=_positive, default=10, metavar="N", help="how many (default: %(default)s)")
+    timeline.set_defaults(command=commands.timeline)
 
 
 def _add_override(parser: argparse.ArgumentParser) -> None:

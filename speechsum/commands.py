@@ -361,6 +361,15 @@ def dashboard(options: argparse.Namespace) -> int:
     return 0
 
 
+def timeline(options: argparse.Namespace) -> int:
+    """`speechsum timeline`."""
+    from cluster.timeline import write_timeline
+
+    out = options.out or options.run / "timeline.json"
+    print(write_timeline(options.run, out, stage=options.stage, first=options.first, steps=options.steps))
+    return 0
+
+
 def _write_line(text: str) -> None:
     print(text, flush=True)
 

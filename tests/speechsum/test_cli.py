@@ -41,6 +41,7 @@ COMMANDS = [
     "k8s",
     "k8s render",
     "dashboard",
+    "timeline",
     "bench",
 ]
 RAY_VARIABLES = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED")
