@@ -42,10 +42,10 @@ def kind() -> tuple[RunConfig, ClusterProfile]:
 
 @pytest.fixture
 def rendered():
-    """Trees of all manifests by kind; of a kind that occurs twice, the last."""
+    """Trees of all manifests by kind; of a kind that occurs twice, the first."""
 
     def render(config: RunConfig, profile: ClusterProfile, **changes: Any) -> dict[str, dict[str, Any]]:
         changed = ClusterProfile.model_validate(profile.model_dump() | changes)
-        return {m.kind: m.tree() for m in manifests(config, changed)}
+        return {m.kind: m.tree() for m in reversed(manifests(config, changed))}
 
     return render
