@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ TEMPLATE = (
 )
 
 
-def tiny_tokenizer(audio: bool = True, **named: str):
+def tiny_tokenizer(audio: bool = True, **named: str) -> Any:
     """Byte-level BPE trained on a line of text: any string has ids. `named` are special tokens of some model."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -41,7 +42,7 @@ def tiny_tokenizer(audio: bool = True, **named: str):
     return tokenizer
 
 
-def _text_config(tokenizer, vocab: int) -> dict:
+def _text_config(tokenizer: Any, vocab: int) -> dict[str, Any]:
     return {
         "model_type": "qwen2", "hidden_size": HIDDEN, "intermediate_size": 2 * HIDDEN, "num_hidden_layers": LAYERS,
         "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": vocab, "tie_word_embeddings": True,
@@ -103,7 +104,7 @@ def tiny_text_checkpoint(path: Path) -> Path:
     return path
 
 
-def write_generation_config(path: Path, tokenizer) -> None:
+def write_generation_config(path: Path, tokenizer: Any) -> None:
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}
     (path / "generation_config.json").write_text(json.dumps(ids))
 
