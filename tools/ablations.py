@@ -1,10 +1,11 @@
-"""The paper's claims, taken apart: variants of recipes/paper-mini.toml over seeds, each a run of its own.
+"""The paper's claims, taken apart: paper-mini's recipes and variants of them over seeds, each a run of its own.
 
-    python tools/ablations.py run runs/ablations --seeds 3          # every variant, those that are finished left out
-    python tools/ablations.py table runs/ablations > docs/ablations.md
+    python tools/ablations.py run runs/ablations --seeds 3          # every variant; what is finished is left out
+    python tools/ablations.py table runs/ablations                  # as Markdown: how each stands after each stage
 
-`full` is the recipe. `opd` and `dpo` leave the other stages out but the first, `own-teacher` distils from the student's
-own text mode before any of it, and `longer-sft` spends on references the time that `full` takes for all its stages.
+`full` is recipes/paper-mini.toml and `grpo` recipes/paper-mini-grpo.toml. `opd` and `dpo` are these stages of `full`
+alone, `sft-dpo` leaves distillation out, `own-teacher` distils from the student's own text mode, and `longer-sft`
+spends on references the time that `full` takes for all its stages.
 """
 
 from __future__ import annotations
@@ -12,29 +13,38 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 from cluster.train import run
 from speechsum.config import RunConfig, StageConfig, load_recipe
+from speechsum.statistics import mean_ci, paired_difference
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "paper-mini.toml"
+RECIPES = Path(__file__).parents[1] / "recipes"
 SFT_STEPS_FOR_THE_SAME_TIME = 150
-MEASURES = ("judge", "second_judge", "fact_f1", "hallucination", "repetition", "wrong_audio_recall")
+MEASURES = {
+    "judge": "judge", "second_judge": "second judge", "fact_f1": "fact F1", "fact_recall": "recall",
+    "hallucination": "hallucination", "repetition": "repetition", "wrong_audio_recall": "recall, wrong audio",
+}  # fmt: skip
 
 
-def variants(recipe: RunConfig) -> dict[str, RunConfig]:
-    """Recipes by name."""
-    sft, opd, dpo = recipe.stage
-    own = recipe.teacher.model_copy(update={"adapter": recipe.model.adapter})
+def variants(seed: int) -> dict[str, RunConfig]:
+    """Recipes by name, the most telling first."""
+    full, grpo = (
+        load_recipe(RECIPES / f"{name}.toml").model_copy(update={"seed": seed})
+        for name in ("paper-mini", "paper-mini-grpo")
+    )
+    sft, opd, dpo = full.stage
+    own = full.teacher.model_copy(update={"adapter": full.model.adapter})
     longer = sft.model_copy(update={"steps": SFT_STEPS_FOR_THE_SAME_TIME})
     return {
-        "full": recipe,
-        "sft": _with(recipe, sft),
-        "longer-sft": _with(recipe, longer),
-        "opd": _with(recipe, sft, opd),
-        "dpo": _with(recipe, sft, dpo),
-        "own-teacher": _with(recipe, sft, opd).model_copy(update={"teacher": own}),
+        "full": full,
+        "grpo": grpo,
+        "longer-sft": _with(full, longer),
+        "own-teacher": _with(full, sft, opd).model_copy(update={"teacher": own}),
+        "sft-dpo": _with(full, sft, dpo),
+        "opd": _with(full, opd),
+        "dpo": _with(full, dpo),
     }
 
 
@@ -42,32 +52,85 @@ def _with(recipe: RunConfig, *stages: StageConfig) -> RunConfig:
     return recipe.model_copy(update={"stage": stages})
 
 
-def run_all(folder: Path, seeds: int, only: list[str]) -> None:
+def run_all(folder: Path, seeds: range, only: list[str]) -> None:
     """Every variant under every seed; a run that was cut short goes on where it was."""
-    recipe = load_recipe(RECIPE)
-    for seed in range(recipe.seed, recipe.seed + seeds):
-        for name, config in variants(recipe.model_copy(update={"seed": seed})).items():
-            if not only or name in only:
-                target = folder / f"{name}-{seed}"
+    for seed in seeds:
+        for name, config in variants(seed).items():
+            target = folder / f"{name}-{seed}"
+            if (not only or name in only) and not (target / "summary.json").exists():
                 run(config, target, address=None, resume=target.exists(), overwrite=False)
 
 
+Values = dict[str, list[float | None]]
+
+
+class Variant:
+    """The finished runs of one variant, which differ by seed: their held-out items side by side."""
+
+    def __init__(self) -> None:
+        self.seeds: list[str] = []
+        self.minutes: list[float] = []
+        self.recordings: list[tuple[str, str]] = []
+        self.rows: dict[str, Values] = {}
+
+    def add(self, run_dir: Path) -> None:
+        """One more run."""
+        evaluation = json.loads((run_dir / "eval.json").read_text(encoding="utf-8"))
+        summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+        last = summary["stages"][-1]
+        seed = run_dir.name.rsplit("-", 1)[1]
+        self.seeds.append(seed)
+        self.minutes.append(summary["wall_s"] / 60)
+        for item in evaluation["items"]:
+            self.recordings.append((seed, item["recording"]))
+            for row, answer in item["answers"].items():
+                own = self.rows.setdefault(last if row == "after" else row, defaultdict(list))
+                for measure in MEASURES:
+                    own[measure].append(answer["measures"].get(measure))
+
+    def lines(self, name: str) -> list[str]:
+        """A table row for the start and after each stage: means, and the gain over the row above with its interval."""
+        found: list[str] = []
+        above: Values | None = None
+        for row, values in self.rows.items():
+            cells = [self._cell(values[m], above[m] if above else None) for m in MEASURES]
+            found.append(f"| {name} | {'start' if row == 'before' else f'after {row}'} | " + " | ".join(cells) + " |")
+            above = values
+        return found
+
+    def _cell(self, values: list[float | None], above: list[float | None] | None) -> str:
+        pairs = [
+            (value, before, recording)
+            for value, before, recording in zip(values, above or values, self.recordings, strict=True)
+            if value is not None and before is not None
+        ]
+        if not pairs:
+            return ""
+        now, past, groups = [p[0] for p in pairs], [p[1] for p in pairs], [p[2] for p in pairs]
+        text = f"{mean_ci(now, groups=groups)['mean']:.3f}"
+        if above is None:  # the start
+            return text
+        low, high = paired_difference(past, now, groups=groups)["ci95"]
+        return f"{text} ({low:+.3f}, {high:+.3f})"
+
+
 def table(folder: Path) -> str:
-    """A row for each finished run: how its last weights stand, and how much that is above where it began."""
-    lines = ["| run | minutes | " + " | ".join(MEASURES) + " |", "| --- " * (len(MEASURES) + 2) + "|"]
+    """The finished runs of `folder` as Markdown."""
+    found: dict[str, Variant] = defaultdict(Variant)
     for path in sorted(folder.glob("*/summary.json")):
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        cells = [_cell(summary["eval"], measure) for measure in MEASURES]
-        lines.append(f"| {path.parent.name} | {summary['wall_s'] / 60:.0f} | " + " | ".join(cells) + " |")
+        found[path.parent.name.rsplit("-", 1)[0]].add(path.parent)
+    lines = [
+        "| variant | weights | " + " | ".join(MEASURES.values()) + " |",
+        "| --- | --- " + "| --: " * len(MEASURES) + "|",
+    ]
+    for name in variants(0):
+        if name in found:
+            lines += found[name].lines(name)
+    lines.append("")
+    for name, variant in found.items():
+        lines.append(f"- {name}: seeds {', '.join(variant.seeds)}; minutes "
+                     f"{', '.join(f'{m:.0f}' for m in variant.minutes)}; {len(variant.recordings)} items")  # fmt: skip
     return "\n".join(lines)
-
-
-def _cell(evaluation: dict[str, Any], measure: str) -> str:
-    after, gain = evaluation["after"].get(measure), evaluation["difference"].get(measure)
-    if after is None:
-        return ""
-    low, high = gain["ci95"] if gain else (float("nan"), float("nan"))
-    return f"{after['mean']:.3f} ({low:+.3f}, {high:+.3f})"
 
 
 def main() -> int:
@@ -75,11 +138,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["run", "table"])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, metavar="N")
+    parser.add_argument("--first-seed", type=int, default=11, metavar="S")
     parser.add_argument("--only", nargs="*", default=[], metavar="VARIANT")
     options = parser.parse_args()
     if options.command == "run":
-        run_all(options.folder, options.seeds, options.only)
+        run_all(options.folder, range(options.first_seed, options.first_seed + options.seeds), options.only)
     else:
         print(table(options.folder))
     return 0

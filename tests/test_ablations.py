@@ -1,0 +1,50 @@
+"""The ablations: what the variants are, and a table that pools seeds and pairs stages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tools.ablations import MEASURES, table, variants
+
+
+def finished(folder: Path, name: str, judge: dict[str, list[float]]) -> None:
+    """A run's files as far as the table reads them: the judge's reward of each row's items."""
+    run = folder / name
+    run.mkdir(parents=True)
+    items = [
+        {"recording": f"clip-{i}", "answers": {row: {"measures": {"judge": v[i]}} for row, v in judge.items()}}
+        for i in range(2)
+    ]
+    (run / "eval.json").write_text(json.dumps({"items": items}))
+    (run / "summary.json").write_text(json.dumps({"stages": ["sft", "opd"], "wall_s": 120.0}))
+
+
+def test_variants_differ_from_the_recipe_by_their_stages_and_teacher() -> None:
+    made = variants(5)
+    stages = {name: [stage.name for stage in config.stage] for name, config in made.items()}
+    assert stages["full"] == ["sft", "opd", "dpo"]
+    assert stages["grpo"] == ["sft", "opd", "grpo"]
+    assert stages["longer-sft"] == ["sft"]
+    assert stages["sft-dpo"] == ["sft", "dpo"]
+    assert (stages["opd"], stages["dpo"]) == (["opd"], ["dpo"])
+    assert all(config.seed == 5 for config in made.values())
+    assert made["own-teacher"].teacher.adapter == made["full"].model.adapter != made["full"].teacher.adapter
+
+
+def test_seeds_are_pooled_and_each_stage_is_paired_with_the_one_above(tmp_path: Path) -> None:
+    finished(tmp_path, "full-1", {"before": [0.1, 0.3], "sft": [0.2, 0.4], "after": [0.2, 0.4]})
+    finished(tmp_path, "full-2", {"before": [0.2, 0.4], "sft": [0.3, 0.5], "after": [0.3, 0.5]})
+    lines = table(tmp_path).splitlines()
+    blank = " | " * (len(MEASURES) - 1)
+    assert lines[2].replace("  ", " ") == f"| full | start | 0.250{blank} |".replace("  ", " ")
+    assert "| full | after sft | 0.350 (+0.100, +0.100) |" in lines[3]
+    assert "| full | after opd | 0.350 (+0.000, +0.000) |" in lines[4]
+    assert lines[-1] == "- full: seeds 1, 2; minutes 2, 2; 4 items"
+
+
+def test_an_item_without_a_value_is_left_out_of_the_pairs(tmp_path: Path) -> None:
+    finished(tmp_path, "full-1", {"before": [0.1, None], "sft": [0.4, 0.9], "after": [0.4, 0.9]})  # type: ignore[dict-item, list-item]
+    lines = table(tmp_path).splitlines()
+    assert "| full | start | 0.100 |" in lines[2]
+    assert "| full | after sft | 0.400 (+0.300, +0.300) |" in lines[3]
