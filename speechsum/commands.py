@@ -55,7 +55,7 @@ def data_teach(options: argparse.Namespace) -> int:
     from speechsum.config import load_recipe
 
     config = load_recipe(options.recipe, options.override)
-    _stay_on_this_machine()
+    stay_on_this_machine()
     from cluster.teach import teach
 
     teach(config, options.data, options.out)
@@ -126,9 +126,9 @@ def train(options: argparse.Namespace) -> int:
     time = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     options.run_dir = (options.run_dir or Path("runs") / f"{config.name}-{time}").expanduser().absolute()
     _refuse_early(config, options)
-    _calm_threads()
+    calm_threads()
     if options.address is None:
-        _stay_on_this_machine()
+        stay_on_this_machine()
     from cluster.train import run
 
     summary = run(config, options.run_dir, address=options.address, resume=options.resume, overwrite=options.overwrite)
@@ -246,8 +246,8 @@ def evaluate(options: argparse.Namespace) -> int:
         )
     _must_exist(options.data, "--data")
     files = _report_files(options.out)
-    _calm_threads()
-    _stay_on_this_machine()
+    calm_threads()
+    stay_on_this_machine()
     from cluster.assets import trained_kinds
     from cluster.evaluate import evaluate_checkpoints
 
@@ -291,7 +291,7 @@ def judge_score(options: argparse.Namespace) -> int:
     config = load_recipe(options.recipe or STANDALONE, options.override)
     _must_exist(options.input, "--input")
     _must_be_writable(options.output, "--output")
-    _calm_threads()
+    calm_threads()
     from cluster.score import score_file
 
     score_file(options.input, options.output, config)
@@ -310,7 +310,7 @@ def judge_audit(options: argparse.Namespace) -> int:
     _must_exist(options.data, "--data")
     _must_be_writable(options.out, "--out")
     _must_be_writable(picture, "--out")
-    _calm_threads()
+    calm_threads()
     from cluster.audit import audit_file
 
     audit_file(
@@ -326,7 +326,7 @@ def summarize(options: argparse.Namespace) -> int:
     _check_recordings(options.audio)
     if options.checkpoint is not None:
         _must_exist(options.checkpoint, "--checkpoint")
-    _calm_threads()
+    calm_threads()
     from cluster.summarize import summarize
 
     for row in summarize(options.audio, options.checkpoint, options.instruction, options.max_tokens):
@@ -380,8 +380,8 @@ def bench(options: argparse.Namespace) -> int:
         from cluster.run_folder import RunFolder
 
         options.run_dir = RunFolder.open(options.run_dir).path
-    _calm_threads()
-    _stay_on_this_machine()
+    calm_threads()
+    stay_on_this_machine()
     from cluster.bench import run
 
     run(options.run_dir, options.only)
@@ -416,7 +416,7 @@ def _must_be_writable(path: Path, option: str) -> None:
         raise UserError(f"{option}: {path} cannot be written; name a file in a folder that can")
 
 
-def _calm_threads() -> None:
+def calm_threads() -> None:
     """Idle OpenMP threads must sleep: processes that spin on shared cores run at a tenth of their speed.
 
     Read by the libraries when they load, and inherited by every process that is started from here.
@@ -425,7 +425,7 @@ def _calm_threads() -> None:
     os.environ.setdefault("KMP_BLOCKTIME", "0")
 
 
-def _stay_on_this_machine() -> None:
+def stay_on_this_machine() -> None:
     """A Ray that is started from here listens on loopback alone, asks for a token, and reports to nobody.
 
     Read when Ray is imported; `cluster.runtime` says more.

@@ -16,7 +16,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from cluster.train import run
+from speechsum.commands import calm_threads, stay_on_this_machine
 from speechsum.config import RunConfig, StageConfig, load_recipe
 from speechsum.statistics import mean_ci, paired_difference
 
@@ -54,6 +54,10 @@ def _with(recipe: RunConfig, *stages: StageConfig) -> RunConfig:
 
 def run_all(folder: Path, seeds: range, only: list[str]) -> None:
     """Every variant under every seed; a run that was cut short goes on where it was."""
+    calm_threads()
+    stay_on_this_machine()
+    from cluster.train import run
+
     for seed in seeds:
         for name, config in variants(seed).items():
             target = folder / f"{name}-{seed}"
