@@ -408,21 +408,22 @@ def _retry_after_s(value: str) -> float:
         return min(MAX_WAIT_S, float(value[:6]))
     try:
         when = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+        left_s = when.timestamp() - time.time()
+    except (ValueError, OverflowError):
         return 0.0
-    return min(MAX_WAIT_S, max(0.0, when.timestamp() - time.time()))
+    return min(MAX_WAIT_S, max(0.0, left_s))
 
 
 def _chat_url(config: EndpointConfig) -> str:
     """The full address, checked here so that a typing mistake is not met as a thousand failed judgements."""
     if not config.model:
-        raise UserError("judge.endpoint.model is empty; set it to the model's name as the endpoint lists it")
+        raise UserError("the endpoint's model is empty; set it to the model's name as the endpoint lists it")
     try:
         url = httpx.URL(config.url)
     except httpx.InvalidURL as error:
-        raise UserError(f"judge.endpoint.url = {config.url!r} is not an address: {error}") from None
+        raise UserError(f"the endpoint's url = {config.url!r} is not an address: {error}") from None
     if url.scheme not in ("http", "https") or not url.host:
-        raise UserError(f"judge.endpoint.url = {config.url!r} must look like http://host:8000/v1")
+        raise UserError(f"the endpoint's url = {config.url!r} must look like http://host:8000/v1")
     path = url.path.rstrip("/")
     return str(url if path.endswith("/chat/completions") else url.copy_with(path=f"{path}/chat/completions"))
 

@@ -31,7 +31,7 @@ def write_copy(data: Path, out: Path, rows: Sequence[int], columns: Mapping[str,
     """The rows of `data` at `rows` (blank lines not counted), with `columns` in place of what they had there."""
     aside = out.with_suffix(".unfinished")
     if data.suffix == ".jsonl":
-        source = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines() if line.strip()]
+        source = [json.loads(line) for line in data.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
         changes = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         lines = [json.dumps(source[at] | change) for at, change in zip(rows, changes, strict=True)]
         aside.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -118,7 +118,7 @@ def read_pairs(source: str | Path) -> list[Pair]:
     if (path / FOLDER).is_dir():
         pairs = _of_ledger(path)
     elif path.suffix == ".jsonl":
-        pairs = [_pair(row, path, number) for number, row in enumerate(_json_lines(path), start=1)]
+        pairs = [_pair(row, path, number) for number, row in _json_lines(path)]
     else:
         pairs = [_pair(row, path, number) for number, row in enumerate(_parquet_rows(path), start=1)]
     if not pairs:
@@ -136,15 +136,18 @@ def _of_ledger(folder: Path) -> list[Pair]:
     return [Pair(str(key[3]), both[True], both[False]) for key, both in sides.items() if len(both) == 2]
 
 
-def _json_lines(path: Path) -> list[object]:
+def _json_lines(path: Path) -> list[tuple[int, object]]:
+    """Rows and their line numbers. A newline ends a line, nothing else: other separators are legal inside a string."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}; name a run folder, a Parquet or a JSONL file") from None
-    rows: list[object] = []
+    rows: list[tuple[int, object]] = []
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
-            rows.append(json.loads(line))
+            rows.append((number, json.loads(line)))
         except ValueError as error:
             raise UserError(f"{path}, row {number}: not JSON ({error}); write one object a line") from None
     return rows

@@ -122,8 +122,8 @@ class PromptBuilder:
         return read_only(request_ids[:at] + [self.audio_id] * audio_tokens + request_ids[at + 1 :], "int32")
 
     def completion_ids(self, text: str) -> np.ndarray:
-        """A reference summary as response ids [R], end token included. Raises `UserError` on control tokens."""
-        self._refuse_control_tokens("reference", text)
+        """A text to learn from as response ids [R], end token included. Raises `UserError` on control tokens."""
+        self._refuse_control_tokens("summary", text)
         return read_only([*self.tokenizer(text, add_special_tokens=False).input_ids, self.end_id], "int32")
 
     def _refuse_control_tokens(self, what: str, text: str) -> None:

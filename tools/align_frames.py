@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from cluster.assets import STARTER, student_checkpoint
 from learner.checkpoint import export_adapter
 from learner.model import SpeechPolicy
+from speechsum.audio import SAMPLE_RATE
 from speechsum.config import LoraConfig
 from speechsum.families import FAMILIES, Family
 from speechsum.starter.grammar import sample_talk, sample_words
-from speechsum.starter.voice import SAMPLE_RATE, VOICES_HELD_OUT, VOICES_TRAIN, Speaker, Word
+from speechsum.starter.voice import Speaker, Word, sample_delivery
 
 CLIPS, HELD_OUT_CLIPS = 4000, 128
 EPOCHS, FRAMES_PER_STEP = 10, 4096
@@ -74,11 +75,9 @@ def labelled_frames(
 
 def _spoken(clips: int, seed: int, held_out: bool) -> Iterator[tuple[Any, list[Word]]]:
     rng, speaker = random.Random(seed), Speaker()
-    voices = VOICES_HELD_OUT if held_out else VOICES_TRAIN
     for i in range(clips):
         talk = sample_talk(rng, held_out) if i % 2 else sample_words(rng)
-        samples = speaker.say(talk.transcript, rng.choice(voices), rng.randint(145, 190), rng.randint(35, 65))
-        yield samples, list(speaker.words)
+        yield speaker.say(talk.transcript, *sample_delivery(rng, held_out)), list(speaker.words)
 
 
 def frame_tokens(words: list[Word], duration_s: float, frames: int, tokenizer: Any, per_s: float) -> Tensor:

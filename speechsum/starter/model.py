@@ -52,7 +52,7 @@ def default_cache() -> Path:
 def build(out_dir: Path) -> Path:
     """The starter as a Hugging Face checkpoint folder, made once; returns `out_dir`.
 
-    The projector is random (fixed seed) until an adapter is loaded: see `speechsum.starter.adapters`.
+    The projector is random (fixed seed) until an adapter is loaded: see `cluster.assets.adapter_file`.
     Raises `UserError` when a weight package is missing.
     """
     return built_once(out_dir, _assemble)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from speechsum.audio import SAMPLE_RATE
 from speechsum.starter.grammar import (
     GRAMMAR_VERSION,
     REQUEST_KINDS,
@@ -25,6 +26,7 @@ from speechsum.starter.grammar import (
     sample_talk,
     sample_words,
 )
+from speechsum.starter.voice import Delivery, Speaker, sample_delivery
 
 LICENCE = "CC0-1.0"
 """The sentences come from this project's grammar and the voices from a program: nobody else has a right in them."""
@@ -76,9 +78,7 @@ class _Clip:
     name: str
     talk: Talk
     request: Request
-    voice: str
-    words_per_minute: int
-    pitch: int
+    delivery: Delivery
 
 
 def set_folder(cache: Path, *, clips: int, seed: int, held_out: bool, kinds: Sequence[str], terse: float = 0.0) -> Path:
@@ -100,7 +100,7 @@ def synthesize(
 ) -> Path:
     """Write `clips` spoken clips with one request each under `out_dir`; returns the path of the manifest.
 
-    `kinds` are the kinds of request (`grammar.REQUEST_KINDS`; None: all but transcription), `terse` is the share of
+    `kinds` are the kinds of request (`grammar.REQUEST_KINDS`; None: `SUMMARY_REQUESTS`), `terse` is the share of
     references that tell one fact only (`grammar.sample_request`). `held_out` takes patterns,
     wordings and voices that a training set never holds. The same arguments yield the same files whatever `workers` (a
     number of processes) is, and the first clips of a longer set are those of a shorter one. `progress` is called with
@@ -175,13 +175,11 @@ def _speak_block(out_dir: Path, order: _Order, indices: range) -> list[dict[str,
     """Speak the clips at `indices` into audio files; runs in a fresh process."""
     import soundfile
 
-    from speechsum.starter.voice import SAMPLE_RATE, Speaker
-
     speaker = Speaker()
     rows: list[dict[str, object]] = []
     for index in indices:
         clip = _clip(order, index)
-        samples = speaker.say(clip.talk.transcript, clip.voice, clip.words_per_minute, clip.pitch)
+        samples = speaker.say(clip.talk.transcript, *clip.delivery)
         path = f"audio/{clip.name}.wav"
         soundfile.write(out_dir / path, samples, SAMPLE_RATE, subtype="PCM_16")
         rows.append(_row(clip, path, samples.size / SAMPLE_RATE))
@@ -190,8 +188,6 @@ def _speak_block(out_dir: Path, order: _Order, indices: range) -> list[dict[str,
 
 def _clip(order: _Order, index: int) -> _Clip:
     """The clip at `index`: a function of the seed and the index alone, never of the clips around it."""
-    from speechsum.starter.voice import VOICES_HELD_OUT, VOICES_TRAIN
-
     side = "held-out" if order.held_out else "train"
     rng = random.Random(f"{side}/{order.seed}/{index}")
     request = None
@@ -199,9 +195,7 @@ def _clip(order: _Order, index: int) -> _Clip:
     while request is None:
         talk = sample_words(rng) if words else sample_talk(rng, order.held_out)
         request = sample_request(rng, talk, order.held_out, order.kinds, order.terse)
-    voice = rng.choice(VOICES_HELD_OUT if order.held_out else VOICES_TRAIN)
-    name = f"{side}-{order.seed}-{index:06d}"
-    return _Clip(name, talk, request, voice, words_per_minute=rng.randint(145, 190), pitch=rng.randint(35, 65))
+    return _Clip(f"{side}-{order.seed}-{index:06d}", talk, request, sample_delivery(rng, order.held_out))
 
 
 def _row(clip: _Clip, path: str, duration_s: float) -> dict[str, object]:
@@ -216,6 +210,6 @@ def _row(clip: _Clip, path: str, duration_s: float) -> dict[str, object]:
         "licence": LICENCE,
         "kind": clip.talk.kind,
         "request": clip.request.kind,
-        "voice": clip.voice,
+        "voice": clip.delivery.voice,
         "duration_s": duration_s,
     }

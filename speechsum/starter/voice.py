@@ -9,16 +9,17 @@ every fresh process, a single call does not. `speech.synthesize` therefore start
 import ctypes
 import itertools
 import math
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-SAMPLE_RATE = 16_000
-"""Samples per second of what `Speaker.say` returns: the rate Whisper-like encoders read."""
+from speechsum.audio import SAMPLE_RATE
 
 _ACCENTS_TRAIN = ("en", "en-us", "en-us-nyc", "en-gb-x-rp", "en-gb-x-gbcwmd", "en-gb-scotland")
 _VARIANTS_TRAIN = (
@@ -76,6 +77,20 @@ class Word:
 
     text: str
     start_s: float
+
+
+class Delivery(NamedTuple):
+    """How a text is spoken: what `Speaker.say` takes after it."""
+
+    voice: str
+    words_per_minute: int
+    pitch: int
+
+
+def sample_delivery(rng: random.Random, held_out: bool) -> Delivery:
+    """A voice, of those that training never uses if `held_out`, at an unhurried rate and about its usual pitch."""
+    voice = rng.choice(VOICES_HELD_OUT if held_out else VOICES_TRAIN)
+    return Delivery(voice, words_per_minute=rng.randint(145, 190), pitch=rng.randint(35, 65))
 
 
 class Speaker:

@@ -284,7 +284,15 @@ def test_backoff_doubles_with_jitter_over_its_upper_half(serve: Callable[..., Fa
 
 @pytest.mark.parametrize(
     ("value", "wait"),
-    [("7", 7.0), ("0", 0.25), ("100000", MAX_WAIT_S), ("9" * 400, MAX_WAIT_S), ("soon", 0.25), ("-5", 0.25)],
+    [
+        ("7", 7.0),
+        ("0", 0.25),
+        ("100000", MAX_WAIT_S),
+        ("9" * 400, MAX_WAIT_S),
+        ("soon", 0.25),
+        ("-5", 0.25),
+        ("Mon, 01 Jan 99999999999 00:00:00 GMT", 0.25),
+    ],
 )
 def test_retry_after_in_seconds(serve: Callable[..., FakeServer], value: str, wait: float) -> None:
     server = serve(Reply(429, headers={"Retry-After": value}), says("ok"))

@@ -155,6 +155,15 @@ def test_refusals_come_before_any_question(model: FakeModel, data: Path, tmp_pat
     assert model.asked == []
 
 
+def test_a_copy_reads_lines_as_the_manifest_does(tmp_path: Path) -> None:
+    source, out = tmp_path / "m.jsonl", tmp_path / "o.jsonl"
+    source.write_text('\ufeff{"id": "a", "said": "so\u2028on"}\n\n{"id": "b"}\n', encoding="utf-8")
+    write_copy(source, out, [1, 0], {"n": [1, 2]})
+    assert [json.loads(line) for line in out.read_text().splitlines()] == [
+        {"id": "b", "n": 1}, {"id": "a", "said": "so\u2028on", "n": 2},
+    ]  # fmt: skip
+
+
 def test_parquet_keeps_its_types_and_what_it_embeds(tmp_path: Path) -> None:
     table = pa.table({
         "id": ["a", "b"], "audio": [{"bytes": b"\x00\x01", "path": None}, {"bytes": b"\x02", "path": None}],

@@ -99,6 +99,13 @@ def test_pairs_of_a_file(tmp_path: Path):
     assert read_pairs(lines) == read_pairs(table) == PAIRS
 
 
+def test_lines_of_pairs_end_at_newlines_only(tmp_path: Path):
+    path = tmp_path / "pairs.jsonl"
+    rows = [json.dumps(ROWS[0] | {"chosen": "yes\u2028sir"}, ensure_ascii=False), "", json.dumps(ROWS[1])]
+    path.write_text("\ufeff" + "\r\n".join(rows) + "\n", encoding="utf-8", newline="")
+    assert read_pairs(path) == [Pair("a", "yes\u2028sir", "no"), PAIRS[1]]
+
+
 def ledger_row(sample: int, text: str, pair: int | None, preferred: bool | None) -> LedgerRow:
     return LedgerRow(
         trajectory_id=f"t{sample}", run_id="r", stage="dpo", epoch=0, prompt_id="a", sample=sample,

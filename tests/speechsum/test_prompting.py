@@ -49,7 +49,7 @@ def test_control_tokens_are_refused(token):
     with pytest.raises(UserError, match="instruction contains the control token") as error:
         BUILDER.request_ids(f"summarize{token}system")
     assert repr(token) in str(error.value)
-    with pytest.raises(UserError, match="reference contains the control token"):
+    with pytest.raises(UserError, match="summary contains the control token"):
         BUILDER.completion_ids(f"anna {token} must")
 
 

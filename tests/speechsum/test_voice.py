@@ -7,8 +7,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from speechsum.audio import SAMPLE_RATE
 from speechsum.starter.grammar import TALK_KINDS
-from speechsum.starter.voice import SAMPLE_RATE, VOICES_HELD_OUT, VOICES_TRAIN, Speaker, resampled
+from speechsum.starter.voice import VOICES_HELD_OUT, VOICES_TRAIN, Speaker, resampled
 
 pytest.importorskip("espeakng_loader", reason="the starter speech needs espeakng-loader")
 soundfile = pytest.importorskip("soundfile")
