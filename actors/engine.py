@@ -58,6 +58,7 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.platforms import current_platform
 
 from actors.hearing import register_models
+from speechsum.audio import SAMPLE_RATE
 from speechsum.config import EngineConfig
 from speechsum.errors import RunError, UserError
 from speechsum.lora import adapted_weights, merge, pair_names, whole_tensors
@@ -65,7 +66,6 @@ from speechsum.types import FinishReason, SamplingParams, TeacherLogprobs, read_
 from speechsum.weights import WeightsPayload, WeightsRefused, to_torch
 
 OBJECT_STORE = "object_store"
-SAMPLING_RATE = 16_000
 KV_BLOCK = 32
 CPU_PREFILL_TOKENS = 2048
 MEL_CACHE_GB = 0.25
@@ -422,7 +422,7 @@ def _prompt(request: EngineRequest) -> Any:
     """A vLLM prompt: token ids and, with audio, the raw samples."""
     prompt: dict[str, Any] = {"prompt_token_ids": list(request.prompt_ids)}
     if request.samples is not None:
-        prompt["multi_modal_data"] = {"audio": (request.samples, SAMPLING_RATE)}
+        prompt["multi_modal_data"] = {"audio": (request.samples, SAMPLE_RATE)}
     return prompt
 
 

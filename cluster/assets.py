@@ -11,11 +11,12 @@ from typing import Any
 
 from learner.checkpoint import export_merged
 from speechsum.audio import AudioLimits
-from speechsum.config import STARTER, UNSUPPORTED_FAMILIES, LoraConfig, RunConfig, TeacherConfig
+from speechsum.config import CASCADE, STARTER, TEACHER, UNSUPPORTED_FAMILIES, LoraConfig, RunConfig, TeacherConfig
 from speechsum.data import ManifestError, PromptCheck, read_manifest
 from speechsum.errors import UserError
 from speechsum.eval_table import kind_of
 from speechsum.families import FAMILIES, Family
+from speechsum.objectives import DpoLoss
 from speechsum.pairs import Pair, read_pairs
 from speechsum.prompting import PromptBuilder, check_same_ids
 from speechsum.starter import model as starter
@@ -27,6 +28,38 @@ from speechsum.types import Prompt
 Say = Callable[[str], None]
 STARTER_ADAPTERS = ("aligned", "early", "terse", "teacher")
 EVAL_SEED_OFFSET = 1_000_003  # evaluation speech never shares a seed with training speech
+
+
+def paths(config: RunConfig) -> dict[str, str]:
+    """Key and value of every path that the run reads; `starter` for what is made on first use, nothing that is shipped.
+
+    Whoever sends a run elsewhere has to know that they lead somewhere there.
+    """
+    found = {
+        "model.path": config.model.path, "model.adapter": config.model.adapter,
+        "teacher.path": config.teacher.path, "teacher.adapter": config.teacher.adapter,
+        "data.train": config.data.train, "data.root": config.data.root,
+    }  # fmt: skip
+    judges = {"judge": config.judge}
+    if config.eval.clips:
+        found |= {"data.eval": config.data.eval}
+        if CASCADE in config.eval.rows:
+            found["eval.recogniser"] = config.eval.recogniser or (STARTER if config.model.path == STARTER else None)
+        if config.eval.second_judge:
+            judges["eval.second_judge"] = config.eval.second_judge
+    found |= {f"{key}.path": judge.path for key, judge in judges.items() if judge.kind == "likelihood"}
+    found |= {f"stage.{s.name}.loss.pairs": s.loss.pairs for s in config.stage if isinstance(s.loss, DpoLoss)}
+    return {key: path for key, path in found.items() if path and path not in ("none", *STARTER_ADAPTERS)}
+
+
+def asks_teacher(config: RunConfig) -> bool:
+    """Whether a stage of the recipe or a row of its evaluations is the teacher's to answer."""
+    return reads_by_teacher(config) or any("teacher" in stage.kind.scorers for stage in config.stage)
+
+
+def reads_by_teacher(config: RunConfig) -> bool:
+    """Whether a row of the recipe's evaluations is the teacher's to write."""
+    return bool(config.teacher.path) and not {CASCADE, TEACHER}.isdisjoint(config.eval.rows)
 
 
 def student_checkpoint(path: str, say: Say, cache: Path | None = None) -> Path:
@@ -124,8 +157,11 @@ def _is_starter(folder: Path) -> bool:
     return sizes == list(starter.WIDTHS)
 
 
-def pairs_by_prompt(source: str, prompts: Sequence[Prompt]) -> dict[str, list[Pair]]:
-    """The pairs of an offline stage. Raises `UserError` for one whose prompt the training data lacks."""
+def pairs_by_prompt(source: str, prompts: Sequence[Prompt], builder: PromptBuilder) -> dict[str, list[Pair]]:
+    """The pairs of an offline stage.
+
+    Raises `UserError` for one whose prompt the training data lacks, and for a text that `builder` refuses.
+    """
     known = {p.id for p in prompts}
     found: dict[str, list[Pair]] = {}
     for pair in read_pairs(source):
@@ -133,6 +169,11 @@ def pairs_by_prompt(source: str, prompts: Sequence[Prompt]) -> dict[str, list[Pa
             raise UserError(
                 f"{source}: a pair is of prompt {pair.prompt_id!r}, which data.train lacks; train on its data"
             )
+        try:
+            for text in (pair.chosen, pair.rejected):
+                builder.completion_ids(text)
+        except UserError as error:
+            raise UserError(f"{source}: in a pair of prompt {pair.prompt_id!r}, {error}") from None
         found.setdefault(pair.prompt_id, []).append(pair)
     return found
 

@@ -18,7 +18,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import ceil
 from typing import Any, Protocol
+
+import numpy as np
 
 from cluster.sizing import Sizer
 from speechsum.config import PoolConfig
@@ -148,6 +151,16 @@ class ElasticPool:
             self.tend()
             self.settle(self.side.wait(self.watched(), TEND_S))
         return ticket.answer
+
+    def spread(self, items: Sequence[Any], per_request: int, ask: Callable[[list[Any]], Ticket]) -> list[Any]:
+        """An answer for each item, in order; waits for them.
+
+        Requests are of about `per_request` items, no more of them than there may be actors and no fewer than serve.
+        """
+        count = max(len(self.serving()), min(self.bounds.max, ceil(len(items) / per_request)), 1)
+        parts = [[items[i] for i in part] for part in np.array_split(np.arange(len(items)), count)]
+        tickets = [ask(part) for part in parts if part]
+        return [answer for ticket in tickets for answer in self.take(ticket)]
 
     def push(self, payload: Any, stamp: WeightsVersion) -> None:
         """Put weights in force on every serving actor; who serves later receives them first."""

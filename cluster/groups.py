@@ -1,14 +1,14 @@
 """Handles on groups of Ray actors: the learner's ranks, and the pools of rollout, judge and teacher actors.
 
 A handle turns "all ranks" or "the least busy actor" into one call, so that the controller never says `.remote`.
-Actors are started by `start` and awaited by `ready`, so that all of them can load at once.
+Making a handle starts its actors and `ready` awaits them, so that all of them can load at once.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from math import ceil, comb
+from math import comb
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,13 +31,15 @@ from speechsum.types import (
     Prompt,
     PushMode,
     SamplingParams,
-    ScoredGroup,
     TrainingSample,
     TrajectoryGroup,
     WeightsVersion,
 )
 
 T = TypeVar("T")
+
+TASKS_PER_REQUEST = 64
+"""Judgements in a request of evaluation or audit, as long as the pool may have an actor for each request."""
 
 
 def environment(threads: int) -> dict[str, Any]:
@@ -48,6 +50,7 @@ def environment(threads: int) -> dict[str, Any]:
         "OMP_WAIT_POLICY": "PASSIVE",
         "KMP_BLOCKTIME": "0",
         "MALLOC_ARENA_MAX": "1",  # glibc gives each of torch's threads a heap of its own, and none gives back
+        "MALLOC_MMAP_THRESHOLD_": str(8 * 2**20),  # larger tensors stay out of the heap, which they leave in holes
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
     }
@@ -147,7 +150,7 @@ class LearnerGroup:
         self._all("restore", str(path))
 
     def export(self, out: Path) -> None:
-        """The merged checkpoint and, inside it, the bare adapter."""
+        """The merged checkpoint and, beside it, the bare adapter."""
         self._all("export", str(out))
         self._all("export_adapter", str(out.with_name(out.name + "-adapter.safetensors")))
 
@@ -276,21 +279,16 @@ class RolloutPool(ElasticPool):
 
     def generate_all(self, draws: Sequence[Draw], sampling: SamplingParams, run_id: str, version: int) -> list[Rolled]:
         """Spread draws over the pool and wait; for evaluation and preflight."""
-        return self._spread(draws, lambda part: self.generate(part, sampling, run_id, version))
+        return self.spread(
+            draws, self._prompts_per_request, lambda part: self.generate(part, sampling, run_id, version)
+        )
 
     def write_all(self, prompts: Sequence[Prompt], sampling: SamplingParams, version: int) -> list[str]:
         """Summaries in the student's text mode, see `Rollout.write`; waits for them."""
-        return self._spread(
-            prompts,
+        return self.spread(
+            prompts, self._prompts_per_request,
             lambda part: self.submit(lambda actor: actor.write.remote(part, sampling, version), len(part) * sampling.n),
-        )
-
-    def _spread(self, items: Sequence[Any], ask: Callable[[list[Any]], Ticket]) -> list[Any]:
-        """An answer for each item, in order: requests of some of them each, for whoever serves or could be started."""
-        count = max(len(self.serving()), min(self.bounds.max, ceil(len(items) / self._prompts_per_request)), 1)
-        parts = [[items[i] for i in part] for part in np.array_split(np.arange(len(items)), count)]
-        tickets = [ask(part) for part in parts if part]
-        return [answer for ticket in tickets for answer in self.take(ticket)]
+        )  # fmt: skip
 
     def check_version(self, version: int) -> None:
         """Raise `RunError` unless every actor serves `version`."""
@@ -333,9 +331,11 @@ class JudgePool(ElasticPool):
         return str(self.take(self.submit(lambda actor: actor.ready.remote(), 0)))
 
     def score_all(self, tasks: Sequence[JudgeTask] | Sequence[PairTask], *, afresh: bool = False) -> list[Any]:
-        """Judge tasks and wait; for evaluation and, `afresh` past any cache, for an audit."""
-        asked = list(tasks)
-        return self.take(self.submit(lambda actor: actor.score.remote(asked, afresh), len(asked)))
+        """Spread tasks over the pool and wait; for evaluation and, `afresh` past any cache, for an audit."""
+        return self.spread(
+            tasks, TASKS_PER_REQUEST,
+            lambda part: self.submit(lambda actor: actor.score.remote(part, afresh), len(part)),
+        )  # fmt: skip
 
     def _work(self, group: TrajectoryGroup) -> int:
         """The tasks that a group is: an audit's are counted one by one, and both make up one rate."""
@@ -383,6 +383,6 @@ class RecogniserPool(Pool):
 
 
 __all__ = [
-    "JudgePool", "LearnerGroup", "RecogniserPool", "RolloutPool", "ScoredGroup", "TeacherPool", "environment", "fetch",
+    "JudgePool", "LearnerGroup", "RecogniserPool", "RolloutPool", "TeacherPool", "environment", "fetch",
     "wait_for_one",
 ]  # fmt: skip

@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from actors.endpoint import Endpoint
-from cluster.assets import STARTER_ADAPTERS
+from cluster import assets
 from cluster.code_package import CodePackage, code_package, mib
 from cluster.job_client import JobClient, find, told
 from cluster.run_folder import differences
 from speechsum.config import STARTER, RunConfig
 from speechsum.errors import UserError
-from speechsum.objectives import DpoLoss
 
 RUN, CONFIG, RUN_DIR, REVISION, DIRTY, GRACE = (
     f"speechsum_{name}" for name in ("run", "config", "run_dir", "git_revision", "git_dirty", "grace_s")
@@ -177,15 +176,8 @@ def _refuse_what_cannot_travel(config: RunConfig) -> None:
     """Data stays where it is, so a path that starts here leads nowhere on the cluster."""
     if config.judge.asks_endpoint:
         Endpoint(config.judge.endpoint)
-    known = (STARTER, "none", "", *STARTER_ADAPTERS)
-    paths = {
-        "data.train": config.data.train, "data.eval": config.data.eval, "data.root": config.data.root,
-        "model.path": config.model.path, "model.adapter": config.model.adapter, "judge.path": config.judge.path,
-        "teacher.path": config.teacher.path, "teacher.adapter": config.teacher.adapter,
-    }  # fmt: skip
-    paths |= {f"stage.{s.name}.loss.pairs": s.loss.pairs for s in config.stage if isinstance(s.loss, DpoLoss)}
-    for key, value in paths.items():
-        if value is not None and value not in known and not Path(value).is_absolute():
+    for key, value in assets.paths(config).items():
+        if value != STARTER and not Path(value).is_absolute():
             raise UserError(
                 f"{key} = {value!r} starts from a folder on this machine, and data is not uploaded; "
                 "give the absolute path at which every node of the cluster finds it"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import ceil
 from pathlib import Path
 
 from actors.rollout import BASE_VERSION, Rollout, RolloutFailure
 from cluster import assets
-from speechsum.audio import AudioLimits
+from speechsum.audio import AudioError, AudioLimits, inspect_audio
 from speechsum.config import EngineConfig, ModelConfig
 from speechsum.errors import RunError, UserError
 from speechsum.prompting import PromptBuilder
@@ -15,6 +16,11 @@ from speechsum.types import AudioRef, Prompt, SamplingParams
 
 CLIPS_PER_CALL = 16
 RUN_ID = "summarize"
+LONGEST_S = 3600.0
+"""Seconds of a recording for models whose processor would take any."""
+
+SPARE_TOKENS = 16
+"""Audio tokens that a processor may add to its rate times the seconds, as it rounds up and marks beginning and end."""
 
 
 def summarize(
@@ -23,13 +29,13 @@ def summarize(
     """A row with `audio` and `summary` for each recording, in order, as soon as its batch is done."""
     from actors.engine import Engine
 
-    folder = assets.checkpoint_folder(str(checkpoint)) if checkpoint else assets.aligned_starter(lambda text: None)
+    limits = _limits(checkpoint)
+    longest_s = _check(paths, limits)
+    folder = checkpoint or assets.aligned_starter(lambda text: None)
     builder = PromptBuilder.load(folder, assets.family_of(folder))
-    request = Prompt("request", AudioRef(""), instruction)
-    model = ModelConfig()
-    if problem := builder.problem(request, max_prompt_tokens=model.max_prompt_tokens, max_audio_s=model.max_audio_s):
-        raise UserError(problem)
-    rollout = Rollout(Engine(folder, EngineConfig()), builder, AudioLimits(max_s=model.max_audio_s))
+    audio_tokens = ceil(longest_s * builder.family.tokens_per_s) + SPARE_TOKENS
+    context = max(EngineConfig().max_model_len, len(builder.request_ids(instruction)) + audio_tokens + max_tokens)
+    rollout = Rollout(Engine(folder, EngineConfig(max_model_len=context)), builder, limits)
     sampling = SamplingParams(n=1, temperature=0.0, max_tokens=max_tokens)
     try:
         for start in range(0, len(paths), CLIPS_PER_CALL):
@@ -41,3 +47,24 @@ def summarize(
                 yield {"audio": str(path), "summary": group.trajectories[0].text}
     finally:
         rollout.close()
+
+
+def _limits(checkpoint: Path | None) -> AudioLimits:
+    """Recordings as long as the model's processor takes whole."""
+    if checkpoint is None:
+        return AudioLimits(max_s=ModelConfig().max_audio_s)  # the starter's, which is not assembled for a bad recording
+    folder = assets.checkpoint_folder(str(checkpoint))
+    return AudioLimits(max_s=min(assets.family_of(folder).longest_audio_s(folder), LONGEST_S))
+
+
+def _check(paths: Sequence[Path], limits: AudioLimits) -> float:
+    """Seconds of the longest recording. All that are no good are told at once, before a model loads."""
+    seconds, problems = [], []
+    for path in paths:
+        try:
+            seconds.append(inspect_audio(AudioRef(str(path.absolute())), limits).seconds)
+        except AudioError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("; ".join(problems))
+    return max(seconds)

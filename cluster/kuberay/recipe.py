@@ -8,13 +8,12 @@ from math import ceil
 from pathlib import PurePosixPath
 from typing import Any
 
-from cluster.assets import STARTER_ADAPTERS
+from cluster import assets
 from cluster.kuberay.profile import ClusterProfile, PodConfig
 from speechsum.config import STARTER, PooledSection, RunConfig
 from speechsum.errors import UserError
 
 ROLES = ("learner", "rollout", "judge")
-SHIPPED_ADAPTERS = ("none", "", *STARTER_ADAPTERS)
 
 
 def run_name(config: RunConfig) -> str:
@@ -28,7 +27,9 @@ def fitted(config: RunConfig, profile: ClusterProfile) -> RunConfig:
     Raises `UserError` where they do not fit there, or where a path of the recipe lies in no volume of the profile.
     """
     if "teacher" in roles(config) and profile.teacher is None:
-        raise UserError("a stage of the recipe asks a teacher, for which the profile has no pods; add [teacher] to it")
+        raise UserError(
+            "a stage or a row of the recipe asks a teacher, for which the profile has no pods; add [teacher] to it"
+        )
     problems = [*_misfits(config, profile), *_paths_outside(config, profile)]
     if uses_starter(config) and profile.storage.bucket is not None:
         problems.append("the starter is assembled in a folder that all pods share, which a bucket is not; use a pvc")
@@ -40,7 +41,7 @@ def fitted(config: RunConfig, profile: ClusterProfile) -> RunConfig:
 
 def roles(config: RunConfig) -> tuple[str, ...]:
     """Whose actors the run starts, each role in a group of pods of its own."""
-    return (*ROLES, "teacher") if any("teacher" in stage.kind.scorers for stage in config.stage) else ROLES
+    return (*ROLES, "teacher") if assets.asks_teacher(config) else ROLES
 
 
 def pods_needed(config: RunConfig, profile: ClusterProfile) -> dict[str, int]:
@@ -50,7 +51,7 @@ def pods_needed(config: RunConfig, profile: ClusterProfile) -> dict[str, int]:
 
 def uses_starter(config: RunConfig) -> bool:
     """Whether something of the recipe is made on first use, in the cache of the home folder."""
-    return STARTER in _paths(config).values()
+    return STARTER in assets.paths(config).values()
 
 
 def as_toml(config: RunConfig) -> str:
@@ -114,28 +115,12 @@ def _without_gpus(role: str, group: PodConfig, wanted: float) -> list[str]:
     return []
 
 
-def _paths(config: RunConfig) -> dict[str, str]:
-    """Key and value of every path that actors on several pods open."""
-    paths = {"model.path": config.model.path, "data.train": config.data.train}
-    if config.eval.clips:
-        paths["data.eval"] = config.data.eval
-    if config.data.root is not None:
-        paths["data.root"] = config.data.root
-    if config.judge.kind == "likelihood":
-        paths["judge.path"] = config.judge.path
-    if "teacher" in roles(config):
-        paths["teacher.path"] = config.teacher.path
-    if config.model.adapter not in SHIPPED_ADAPTERS:
-        paths["model.adapter"] = config.model.adapter
-    return paths
-
-
 def _paths_outside(config: RunConfig, profile: ClusterProfile) -> list[str]:
     """Sentences on paths that no pod would find."""
     mounted = [PurePosixPath(mount.path) for mount in profile.mounts]
     return [
         f"{key} = {value!r} lies in no volume of the profile; add [[mounts]] with the claim that holds it"
-        for key, value in _paths(config).items()
+        for key, value in assets.paths(config).items()
         if value != STARTER and not any(PurePosixPath(value).is_relative_to(folder) for folder in mounted)
     ]
 

@@ -145,6 +145,21 @@ def test_a_judge_is_named_and_asked_afresh_by_an_actor_that_serves(monkeypatch: 
 
 
 @pytest.mark.usefixtures("_no_ray")
+def test_judgements_are_spread_over_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def make(index: int) -> FakeActor:
+        return FakeActor(score=lambda tasks, afresh: asked.append(len(tasks)) or [(index, task) for task in tasks])
+
+    monkeypatch.setattr(actors.judge, "JudgeActor", FakeClass(make))
+    pool = groups.JudgePool(recipe(judge={"actors": 2}), None)
+    answers = pool.score_all(list(range(5)))
+    assert [task for _, task in answers] == list(range(5))
+    assert {index for index, _ in answers} == {0, 1}
+    assert sorted(asked) == [2, 3]
+
+
+@pytest.mark.usefixtures("_no_ray")
 @pytest.mark.parametrize(("kind", "work"), [("lexical", 4 + 3), ("pairwise", 6 + 3)])
 def test_work_is_counted_in_what_is_judged(kind: str, work: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(actors.judge, "JudgeActor", FakeClass(lambda index: FakeActor(score_groups=list)))

@@ -143,13 +143,15 @@ def test_the_id_is_of_config_and_code(recipe: Path, code: CodePackage) -> None:
     [
         (["data.train=my.parquet"], {}, "data.train = 'my.parquet' starts from a folder on this machine"),
         (["model.path=runs/model"], {}, "model.path = 'runs/model' starts from"),
+        (["eval.rows=['cascade']", "eval.recogniser=whisper"], {}, "eval.recogniser = 'whisper' starts from"),
+        (["eval.second_judge={ path = 'runs/judge' }"], {}, "eval.second_judge.path = 'runs/judge' starts from"),
         ([], {"run_dir": Path("runs/x")}, "--run-dir runs/x is relative"),
         ([], {"run": "a/b"}, "--id 'a/b' has characters"),
         ([], {"run": None, "resume": True}, "--resume needs --id"),
         (
             ["judge.kind=rubric", "judge.endpoint.model=m", "judge.endpoint.url=http://me:hunter2@host/v1"],
             {},
-            "judge.endpoint.url carries a user name or password",
+            "the endpoint's url carries a user name or password",
         ),
     ],
 )

@@ -66,6 +66,8 @@ def test_a_teacher_has_pods_of_its_own_or_no_run(gke) -> None:
         ("model.path=/elsewhere/model", "model.path = '/elsewhere/model' lies in no volume"),
         ("model.path=/models-old/model", "model.path = '/models-old/model' lies in no volume"),
         ("data.root=data", "data.root = 'data' lies in no volume"),
+        ("teacher.path=/elsewhere/teacher", "teacher.path = '/elsewhere/teacher' lies in no volume"),
+        ("eval.second_judge={ path = '/elsewhere/judge' }", "eval.second_judge.path = '/elsewhere/judge' lies in no"),
         ("model.adapter=runs/a.safetensors", "model.adapter = 'runs/a.safetensors' lies in no volume"),
     ],
 )
