@@ -21,13 +21,14 @@ setup: ## Create .venv with all that training needs (CPU or GPU, as found)
 setup-dev: ## The same, with the tools for tests and linting
 	@$(PYTHON) tools/setup.py --dev
 
+demo: begin := --overwrite
 demo: setup ## Train a small audio model on synthetic speech, then measure it
-	@$(BIN)/speechsum train recipes/demo.toml --run-dir $(DEMO) --overwrite
+resume: begin := --resume
+resume: setup ## Go on with the demo from its last checkpoint
+demo resume:
+	@$(BIN)/speechsum train recipes/demo.toml --run-dir $(DEMO) $(begin)
 	@$(BIN)/speechsum bench --run-dir $(DEMO) --only rollout
 	@echo "To hear what it makes of a recording: $(BIN)/speechsum summarize AUDIO --checkpoint $(DEMO)/model"
-
-resume: setup ## Go on with the demo from its last checkpoint
-	@$(BIN)/speechsum train recipes/demo.toml --run-dir $(DEMO) --resume
 
 lint: setup-dev ## Style, types and the layer rule
 	$(BIN)/ruff check .

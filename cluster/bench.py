@@ -9,13 +9,17 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 from actors.baseline import BareEngine
 from actors.rollout import BASE_VERSION
@@ -24,6 +28,7 @@ from cluster.groups import LearnerGroup, RolloutPool, environment, fetch
 from cluster.memory import MemoryWatch
 from cluster.run_folder import RunFolder
 from cluster.runtime import ray_session
+from cluster.screen import Screen, screen_for
 from speechsum.audio import SAMPLE_RATE, AudioLimits, load_audio
 from speechsum.batching import make_batch
 from speechsum.config import STANDALONE, OptimizerConfig, RunConfig, load_recipe, parse
@@ -43,8 +48,6 @@ PROMPT_ONCE_AUDIO_S = 30
 PROMPT_ONCE_TOKENS = 48
 PROMPT_ONCE_REPEATS = 3
 
-Say = Callable[[str], None]
-
 
 def run(run_dir: Path | None, only: str | None) -> dict[str, Any]:
     """Run the benchmarks (or the one named `only`), print them, and add them to the run's summary."""
@@ -55,11 +58,13 @@ def run(run_dir: Path | None, only: str | None) -> dict[str, Any]:
     summary = folder.read_summary() if folder else {}
     config = parse(json.loads(folder.config.read_text()), str(folder.config)) if folder else load_recipe(STANDALONE)
     figures: dict[str, Any] = {}
-    with MemoryWatch() as memory, ray_session(None, memory, _say):
+    console = Console()
+    with (
+        closing(screen_for(console)) as screen, MemoryWatch() as memory, ray_session(None, memory, screen.status)
+    ):  # fmt: skip
         for name in [only] if only else list(benches):
-            _say(f"measuring {name}")
-            figures[name] = benches[name](config)
-            _print(name, figures[name])
+            figures[name] = benches[name](config, partial(_say, screen, name))
+            console.print(_table(name, figures[name]))
     if folder:
         folder.write_summary(_merged(summary, figures))
     return figures
@@ -74,18 +79,19 @@ def _merged(summary: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
     return summary | {"bench": (summary.get("bench") or {}) | figures}
 
 
-def bench_rollout(config: RunConfig) -> dict[str, float]:
+def bench_rollout(config: RunConfig, say: assets.Say) -> dict[str, float]:
     """Tokens/s of a RolloutActor, audio opened and results returned through Ray, against `vllm.LLM.generate` alone.
 
     Same prompts, samples, engine settings and weights; both engines loaded and warm; they take turns, caches dropped
     before every turn, and the ratio is that of the medians.
     """
-    checkpoint = assets.student_checkpoint(config.model.path, _say)
-    prompts = assets.train_prompts(config, checkpoint, _say)[:ROLLOUT_PROMPTS]
+    checkpoint = assets.student_checkpoint(config.model.path, say)
+    prompts = assets.train_prompts(config, checkpoint, say)[:ROLLOUT_PROMPTS]
     config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"actors": 1, "pool": None})})
     group = max(s.group_size for s in config.stage)
     sampling = SamplingParams(n=group, temperature=1.0, max_tokens=ROLLOUT_TOKENS, seed=1)
     warm_up = replace(sampling, max_tokens=WARM_UP_TOKENS)
+    say("starting the rollout actor and a bare vLLM")
     pool = RolloutPool(config, checkpoint)
     options = {"num_cpus": 0, "num_gpus": config.rollout.gpus_per_actor,
                "runtime_env": environment(config.rollout.engine.threads)}  # fmt: skip
@@ -93,6 +99,7 @@ def bench_rollout(config: RunConfig) -> dict[str, float]:
     bare = actor.options(**options).remote(str(checkpoint), config.model, config.rollout.engine, prompts)
     try:
         fetch([*pool.ready(), bare.ready.remote()])
+        say("they take turns")
         draws = [Draw(0, p) for p in prompts]
         ours: list[float] = []
         theirs: list[float] = []
@@ -113,17 +120,19 @@ def bench_rollout(config: RunConfig) -> dict[str, float]:
     return {"rollout_tokens_per_s": medians[0], "vllm_tokens_per_s": medians[1], "ratio": medians[0] / medians[1]}
 
 
-def bench_sync(config: RunConfig) -> dict[str, float]:
+def bench_sync(config: RunConfig, say: assets.Say) -> dict[str, float]:
     """Seconds from the learner's weights to a rollout actor that serves them, gather and checksums included.
 
     Through the object store, whatever way the recipe's own pushes go.
     """
     config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"sync": "full"})})
-    checkpoint = assets.student_checkpoint(config.model.path, _say)
+    checkpoint = assets.student_checkpoint(config.model.path, say)
+    say("starting the learner and the rollout engine")
     learner, pool = LearnerGroup(config, checkpoint), RolloutPool(config, checkpoint)
     figures: dict[str, float] = {}
     try:
         fetch(learner.ready() + pool.ready())
+        say("pushing weights")
         version = 0
         for mode in (PushMode.FULL, PushMode.ADAPTER):
             whole: list[float] = []
@@ -144,25 +153,27 @@ def bench_sync(config: RunConfig) -> dict[str, float]:
     return figures
 
 
-def bench_prompt_once(config: RunConfig) -> dict[str, float]:
+def bench_prompt_once(config: RunConfig, say: assets.Say) -> dict[str, float]:
     """A learner step on one group whose prompt runs once, against the same step with the prompt repeated.
 
     `ideal` is G(P + R) / (P + G R), the ratio of tokens run. Loss and gradient norm of both are reported; that the
     gradients agree tensor by tensor is a unit test.
     """
-    checkpoint = assets.student_checkpoint(config.model.path, _say)
+    checkpoint = assets.student_checkpoint(config.model.path, say)
     stage = config.stage[0].model_copy(update={"loss": SftLoss(), "optimizer": OptimizerConfig(lr=1e-12)})
     update = {"ranks": 1, "threads_per_rank": 2, "microbatch_tokens": 2048}  # more rows at once only take memory
     config = config.model_copy(update={"learner": config.learner.model_copy(update=update)})
+    say("starting the learner")
     learner = LearnerGroup(config, checkpoint)
     with tempfile.TemporaryDirectory() as scratch:
-        group, repeated = _one_group(config, checkpoint, Path(scratch))
+        group, repeated = _one_group(config, checkpoint, Path(scratch), say)
         variants = {"once": [group], "repeated": repeated}
         seconds: dict[str, list[float]] = {name: [] for name in variants}
         last: dict[str, dict[str, float]] = {}
         try:
             fetch(learner.ready())
             learner.begin_stage(stage)
+            say("the prompt run once, and again for each completion")
             for turn in range(PROMPT_ONCE_REPEATS + 1):
                 for name, samples in variants.items():
                     last[name] = fetch(learner.step(make_batch(samples, 1), 0))
@@ -179,12 +190,14 @@ def bench_prompt_once(config: RunConfig) -> dict[str, float]:
     return figures
 
 
-def _one_group(config: RunConfig, checkpoint: Path, scratch: Path) -> tuple[TrainingSample, list[TrainingSample]]:
+def _one_group(
+    config: RunConfig, checkpoint: Path, scratch: Path, say: assets.Say
+) -> tuple[TrainingSample, list[TrainingSample]]:
     """A 30-second clip with G completions, as one group and as G groups of one."""
     import soundfile
 
     builder = PromptBuilder.load(checkpoint, FAMILIES[config.model.family])
-    prompts = assets.train_prompts(config, checkpoint, _say)
+    prompts = assets.train_prompts(config, checkpoint, say)
     limits = AudioLimits(max_s=config.model.max_audio_s)
     spoken = np.concatenate([load_audio(p.audio, limits) for p in prompts[: PROMPT_ONCE_AUDIO_S // 2]])
     clip = scratch / "clip.wav"
@@ -200,16 +213,12 @@ def _one_group(config: RunConfig, checkpoint: Path, scratch: Path) -> tuple[Trai
     return group, [TrainingSample(f"repeated-{i}", audio, ids, (c,)) for i, c in enumerate(completions)]
 
 
-def _print(name: str, figures: dict[str, float]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
+def _table(name: str, figures: dict[str, float]) -> Table:
     table = Table("figure", "value", title=name, box=box.SIMPLE_HEAD)
     for figure, value in figures.items():
         table.add_row(figure, f"{value:,.4g}" if abs(value) < 1e5 else f"{value:,.0f}")
-    Console().print(table)
+    return table
 
 
-def _say(text: str) -> None:
-    print(text, flush=True)
+def _say(screen: Screen, name: str, text: str) -> None:
+    screen.status(f"measuring {name}: {text}")

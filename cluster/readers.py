@@ -44,7 +44,7 @@ class ReaderPlan:
         if TEACHER in rows and not config.teacher.path:
             raise UserError("eval.rows has 'teacher' and the recipe names none; set teacher.path, or drop the row")
         cascade = CASCADE in rows
-        asked = reads_by_teacher(config)
+        asked = assets.reads_by_teacher(config)
         recogniser = assets.recogniser_checkpoint(config.eval.recogniser, student, say) if cascade else None
         teacher = assets.teacher_folder(config.teacher, say) if asked else None
         if TEXT_MODE in rows:
@@ -52,11 +52,6 @@ class ReaderPlan:
         if TEACHER in rows and teacher:
             _refuse_long(prompts, teacher, config.teacher.engine.max_model_len - config.eval.max_tokens, "teacher")
         return cls(rows, teacher, recogniser)
-
-
-def reads_by_teacher(config: RunConfig) -> bool:
-    """Whether a row of the recipe's evaluations is the teacher's to write."""
-    return bool(config.teacher.path) and not {CASCADE, TEACHER}.isdisjoint(config.eval.rows)
 
 
 def _refuse_long(prompts: Sequence[Prompt], reader: Path, room: int, section: str) -> None:

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.text import Text
 
 RECENT_STEPS = 20
+HEARTBEAT_S = 10.0
 
 
 class Pace:
@@ -52,7 +53,7 @@ class Screen(Protocol):
         """Stop moving."""
 
 
-def screen_for(console: Console, heartbeat_s: float) -> Screen:
+def screen_for(console: Console, heartbeat_s: float = HEARTBEAT_S) -> Screen:
     """The moving picture where the terminal can draw one."""
     if console.is_terminal and not console.is_dumb_terminal:
         return LiveScreen(console)

@@ -19,7 +19,7 @@ from speechsum.errors import UserError
 from speechsum.types import Prompt, SamplingParams
 
 
-def teach(config: RunConfig, data: Path, out: Path) -> None:
+def teach(config: RunConfig, data: Path, out: Path, say: assets.Say) -> None:
     """`speechsum data teach`: the manifest `data` with the teacher's greedy summaries as its references, at `out`.
 
     Audio paths stay as they are, so `out` belongs beside `data`. Raises `UserError` before any model loads.
@@ -27,12 +27,12 @@ def teach(config: RunConfig, data: Path, out: Path) -> None:
     if not config.teacher.path:
         raise UserError("the recipe names no teacher; set teacher.path to a checkpoint, or to 'starter'")
     check_beside(data, out)
-    folder = assets.teacher_folder(config.teacher, print)
+    folder = assets.teacher_folder(config.teacher, say)
     prompts = read_manifest(
         data, root=config.data.root, limits=AudioLimits(max_s=config.model.max_audio_s), check_prompt=_has_transcript
     )
     sampling = SamplingParams(n=1, temperature=0.0, max_tokens=config.rollout.max_tokens)
-    with MemoryWatch() as memory, ray_session(None, memory, print):
+    with MemoryWatch() as memory, ray_session(None, memory, say):
         pool = TeacherPool(config, folder, audio=assets.hears(folder), top_k=1, vocabulary=1)
         try:
             fetch(pool.ready())

@@ -16,14 +16,14 @@ from cluster.evaluate import Evaluator
 from cluster.groups import JudgePool, LearnerGroup, RolloutPool, TeacherPool, fetch
 from cluster.memory import MemoryWatch
 from cluster.ports import RayPorts
-from cluster.readers import ReaderPlan, Readers, reads_by_teacher
+from cluster.readers import ReaderPlan, Readers
 from cluster.run_folder import RunFolder
 from cluster.runtime import ray_session
 from cluster.spans import Span
 from cluster.stopping import StopRequest
 from cluster.trust import JudgeTrust, clips_to_audit
 from cluster.watch import SampleRow, Watch
-from learner.checkpoint import load_checkpoint, newest_checkpoint
+from learner.checkpoint import load_state, newest_checkpoint
 from speechsum.config import RunConfig, StageConfig
 from speechsum.data import PromptStream
 from speechsum.errors import RunError, StopAsked, UserError
@@ -91,12 +91,13 @@ def make_plan(config: RunConfig, folder: RunFolder, watch: Watch, resume: bool) 
     judge = assets.judge_checkpoint(config.judge.path, watch.status) if needs_judge else None
     asks_teacher = any("teacher" in stage.kind.scorers for stage in config.stage)
     teacher = assets.teacher_checkpoint(config.teacher, checkpoint, watch.status) if asks_teacher else None
+    builder = PromptBuilder.load(checkpoint, FAMILIES[config.model.family])
     pairs = {
-        stage.name: assets.pairs_by_prompt(stage.loss.pairs, train)
+        stage.name: assets.pairs_by_prompt(stage.loss.pairs, train, builder)
         for stage in config.stage if isinstance(stage.loss, DpoLoss) and stage.loss.pairs
     }  # fmt: skip
     readers = ReaderPlan.make(config, checkpoint, held_out, watch.status) if held_out else ReaderPlan()
-    newest = newest_checkpoint(folder.checkpoints) if resume else None
+    newest = newest_checkpoint(folder.checkpoints, watch.note) if resume else None
     audit = clips_to_audit(config, held_out or train)
     return Plan(checkpoint, judge, teacher, adapter, train, held_out, pairs, readers, audit, newest)
 
@@ -106,7 +107,7 @@ def _refuse_without_gpus(config: RunConfig) -> None:
     wanted = config.learner.ranks * config.learner.gpus_per_rank
     if samples_from_student(config):
         wanted += sum(pool.actors * pool.gpus_per_actor for pool in (config.rollout, config.judge))
-    if any("teacher" in stage.kind.scorers for stage in config.stage) or reads_by_teacher(config):
+    if assets.asks_teacher(config):
         wanted += config.teacher.actors * config.teacher.gpus_per_actor
     found = ray.cluster_resources().get("GPU", 0)
     if wanted > found:
@@ -260,7 +261,7 @@ class Training:
             if self.plan.adapter:
                 learner.load_adapter(self.plan.adapter)
             return
-        self.progress = Progress(**load_checkpoint(newest)[2]["progress"])
+        self.progress = Progress(**load_state(newest)["progress"])
         stage = self.config.stage[min(self.progress.stage, len(self.config.stage) - 1)]
         learner.begin_stage(stage)
         learner.restore(newest)

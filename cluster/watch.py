@@ -17,14 +17,13 @@ from typing import Any, Self
 from rich.console import Console
 
 from cluster.run_folder import RunFolder, write_atomically
-from cluster.screen import Pace, duration, screen_for
+from cluster.screen import HEARTBEAT_S, Pace, duration, screen_for
 from cluster.spans import Span
 from cluster.trackers import RayTracker, SampleRow, WandbTracker
 from speechsum.config import RunConfig
 
 __all__ = ["SampleRow", "Watch"]
 
-HEARTBEAT_S = 10.0
 TABLES_PER_STAGE = 20  # wandb keeps a copy of the audio with each table
 SHOWN = (
     ("judge/reward_mean", "reward {:.3f}"),

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,8 +61,8 @@ def save_checkpoint(
     return final
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that verifies; a damaged one is set aside as `.corrupt`. None when there never was one.
+def newest_checkpoint(folder: Path, tell: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that verifies, or None when there never was one. A damaged one is set aside as `.corrupt`.
 
     Raises `UserError` when there are checkpoints and none of them is whole: a resume never starts from scratch
     behind one's back.
@@ -75,6 +75,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
         aside = path.with_suffix(".corrupt")
         shutil.rmtree(aside, ignore_errors=True)  # the same step may have been damaged before
         path.rename(aside)
+        tell(f"{problem}; set aside as {aside.name}")
     if found or list(folder.glob("*.corrupt")):
         raise UserError(
             f"every checkpoint in {folder} is damaged; start anew with --overwrite, or restore one from a copy"
@@ -101,7 +102,13 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], d
     """Adapter, optimizer moments and state of a verified checkpoint."""
     from safetensors.torch import load_file
 
-    return load_file(path / ADAPTER), load_file(path / OPTIMIZER), json.loads((path / STATE).read_text())
+    return load_file(path / ADAPTER), load_file(path / OPTIMIZER), load_state(path)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """The state of a verified checkpoint: the run's position, not the learner's."""
+    state: dict[str, Any] = json.loads((path / STATE).read_text())
+    return state
 
 
 def load_reference(path: Path) -> dict[str, Tensor]:

@@ -108,17 +108,18 @@ class Objective:
         rollout = torch.from_numpy(np.concatenate([c.logprobs for c in completions]))
         advantages = torch.tensor([c.advantage for c in completions]).repeat_interleave(times)
         share = loss.distill if isinstance(loss, GrpoLoss) else 1.0
-        taught = torch.zeros_like(rollout)
+        taught = {}
         if share:
-            taught = torch.from_numpy(np.concatenate([_taught(c).sampled for c in completions])) - rollout
+            ahead = torch.from_numpy(np.concatenate([_taught(c).sampled for c in completions])) - rollout
+            advantages = advantages + share * ahead
+            taught = {"teacher_advantage": ahead.sum()}
         output = grpo_loss(
-            scores.logprobs, rollout.to(device), (advantages + share * taught).to(device), weights, fresh.to(device),
-            lengths,
+            scores.logprobs, rollout.to(device), advantages.to(device), weights, fresh.to(device), lengths,
             ratio=loss.ratio if isinstance(loss, GrpoLoss) else "token",
             objective=loss.objective if isinstance(loss, GrpoLoss) else "clip",
             clip_low=loss.clip_low, clip_high=loss.clip_high, is_cap=loss.is_cap,
         )  # fmt: skip
-        sums = output.sums | {"teacher_advantage": taught.sum()}
+        sums = output.sums | taught
         if not (isinstance(loss, GrpoLoss) and loss.reference_kl):
             return LossOutput(output.loss, sums)
         penalty = k3_penalty(scores.logprobs, scores.reference, weights)

@@ -55,24 +55,24 @@ def data_teach(options: argparse.Namespace) -> int:
     from speechsum.config import load_recipe
 
     config = load_recipe(options.recipe, options.override)
+    _must_be_writable(options.out, "--out")
     stay_on_this_machine()
     from cluster.teach import teach
 
-    teach(config, options.data, options.out)
+    teach(config, options.data, options.out, lambda text: print(text, file=sys.stderr, flush=True))
     print(options.out)
     return 0
 
 
 def data_ask(options: argparse.Namespace) -> int:
     """`speechsum data ask`."""
-    from speechsum.config import EndpointConfig
+    from speechsum.config import EndpointConfig, validated
 
     if not options.endpoint.startswith(("http://", "https://")):
         raise UserError(f"--endpoint {options.endpoint} is no address; write one like http://host:8000/v1")
     _must_be_writable(options.out, "--out")
-    endpoint = EndpointConfig(
-        url=options.endpoint, model=options.model, api_key_env=options.api_key_env, concurrency=options.concurrency
-    )
+    asked = {"url": options.endpoint, "model": options.model, "api_key_env": options.api_key_env}
+    endpoint = validated(EndpointConfig, asked | {"concurrency": options.concurrency}, "speechsum data ask")
     cache = options.cache or options.out.with_suffix(".asked.sqlite")
     from cluster.ask import AskOptions, ask
 
@@ -323,7 +323,6 @@ def judge_audit(options: argparse.Namespace) -> int:
 
 def summarize(options: argparse.Namespace) -> int:
     """`speechsum summarize`."""
-    _check_recordings(options.audio)
     if options.checkpoint is not None:
         _must_exist(options.checkpoint, "--checkpoint")
     calm_threads()
@@ -366,6 +365,7 @@ def timeline(options: argparse.Namespace) -> int:
     from cluster.timeline import write_timeline
 
     out = options.out or options.run / "timeline.json"
+    _must_be_writable(out, "--out")
     print(write_timeline(options.run, out, stage=options.stage, first=options.first, steps=options.steps))
     return 0
 
@@ -386,22 +386,6 @@ def bench(options: argparse.Namespace) -> int:
 
     run(options.run_dir, options.only)
     return 0
-
-
-def _check_recordings(paths: Sequence[Path]) -> None:
-    """All recordings that are no good are told at once, before a model loads."""
-    from speechsum.audio import AudioError, AudioLimits, inspect_audio
-    from speechsum.config import ModelConfig
-    from speechsum.types import AudioRef
-
-    problems: list[str] = []
-    for path in paths:
-        try:
-            inspect_audio(AudioRef(str(path.absolute())), AudioLimits(max_s=ModelConfig().max_audio_s))
-        except AudioError as error:
-            problems.append(str(error))
-    if problems:
-        raise UserError("; ".join(problems))
 
 
 def _must_exist(path: Path, option: str) -> None:

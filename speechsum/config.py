@@ -60,8 +60,8 @@ class ModelConfig(Section):
     """The student. `path` is a local checkpoint folder, or `starter` for the small model the kit assembles.
 
     `adapter` names the weights to start from: for the starter `aligned`, `early` (an earlier stop of the same
-    alignment), `terse` (aligned, then taught to say too little) or `none`; for any model also a folder that this
-    project exported an adapter to.
+    alignment), `terse` (aligned, then taught to say too little) or `none`; for any model also a safetensors file
+    of one that this project exported.
     """
 
     path: str = STARTER
@@ -227,13 +227,13 @@ class EndpointConfig(Section):
     @classmethod
     def _address_holds_no_secret(cls, url: str) -> str:
         """A recipe is kept beside the run and shown with the job. The message does not repeat what it found."""
-        remedy = "put the key in the variable that judge.endpoint.api_key_env names"
+        remedy = "put the key in the variable that its api_key_env names"
         address, _, query = url.partition("?")
         if "@" in address:
-            raise ValueError(f"judge.endpoint.url carries a user name or password; {remedy}")
+            raise ValueError(f"the endpoint's url carries a user name or password; {remedy}")
         for name, _ in parse_qsl(query):
             if SECRET_NAME.search(name):
-                raise ValueError(f"judge.endpoint.url carries {name!r}; {remedy}")
+                raise ValueError(f"the endpoint's url carries {name!r}; {remedy}")
         return url
 
     @field_validator("api_key_env")
@@ -242,7 +242,7 @@ class EndpointConfig(Section):
         """A key written here by mistake would be kept; so it is not repeated either."""
         if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
             raise ValueError(
-                "judge.endpoint.api_key_env is the name of an environment variable, in capitals, and never the key "
+                "the endpoint's api_key_env is the name of an environment variable, in capitals, and never the key "
                 "itself; export the key under such a name"
             )
         return name

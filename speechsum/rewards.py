@@ -11,7 +11,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from speechsum.types import JudgeTask, Reward
 
@@ -236,13 +236,12 @@ def verbosity_factor(summary_words: int, transcript_words: int) -> float:
     return 1.0 if summary_words <= allowance else math.sqrt(allowance / summary_words)
 
 
-def lexical_score(task: JudgeTask, facts: Sequence[str] | None = None) -> float:
+def lexical_score(task: JudgeTask) -> float:
     """Content-word F1 against the transcript times the length factor, in [0, 1]. Deterministic, no model.
 
     Precision: share of the summary's distinct content words that were said. Recall: occurrences in the transcript of
-    the words that were used, relative to the best choice of as many words as fit the allowance; with `facts`, the
-    share of facts that stand in the summary. A control and a test double, not a judge of quality: it is blind to
-    order, negation and who did what.
+    the words that were used, relative to the best choice of as many words as fit the allowance. A control and
+    a test double, not a judge of quality: it is blind to order, negation and who did what.
     """
     said = set(content_words(task.summary))
     source = Counter(content_words(task.transcript))
@@ -250,12 +249,9 @@ def lexical_score(task: JudgeTask, facts: Sequence[str] | None = None) -> float:
         return 0.0
     shared = said & source.keys()
     precision = len(shared) / len(said)
-    if facts:
-        recall = sum(_stands_in(fact, task.summary) for fact in facts) / len(facts)
-    else:
-        room = max(1, round(_allowance(len(words(task.transcript))) / 2))
-        best = sum(count for _, count in source.most_common(room))
-        recall = min(1.0, sum(source[word] for word in shared) / best)
+    room = max(1, round(_allowance(len(words(task.transcript))) / 2))
+    best = sum(count for _, count in source.most_common(room))
+    recall = min(1.0, sum(source[word] for word in shared) / best)
     if precision + recall == 0.0:
         return 0.0
     return length_penalty(task) * 2 * precision * recall / (precision + recall)
@@ -263,11 +259,6 @@ def lexical_score(task: JudgeTask, facts: Sequence[str] | None = None) -> float:
 
 def _allowance(transcript_words: int) -> float:
     return 15 + 3 * math.sqrt(transcript_words)
-
-
-def _stands_in(fact: str, summary: str) -> bool:
-    """Whole words in order: "10" is not found in "100"."""
-    return f" {' '.join(words(fact))} " in f" {' '.join(words(summary))} "
 
 
 def _items(text: str) -> set[str]:

@@ -43,7 +43,7 @@ class Prompt:
     """One item of the data: what the student hears and is asked. Data -> rollout actor and judge.
 
     `transcript` and `reference` may be empty where the data has none; `facts` are the surface forms that this
-    request asks for, `clip_facts` all that are true of the recording (metrics and the lexical control only). `request`
+    request asks for, `clip_facts` all that are true of the recording; metrics alone read them. `request`
     names the kind of instruction, for breakdowns (see `speechsum.obeying.request_kind` for those without).
     """
 
@@ -125,7 +125,6 @@ class FailureKind(StrEnum):
     TOO_LONG = "too_long"
     NON_FINITE = "non_finite"
     BAD_ROW = "bad_row"
-    ACTOR_DIED = "actor_died"
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,11 +294,3 @@ class WeightsVersion:
 @dataclass(frozen=True, slots=True)
 class Leaving:
     """The answer of an actor whose process was asked to end: it did nothing, ask another. Actor -> its pool."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What one optimizer step did. Learner worker -> controller. `metrics` are already reduced over ranks."""
-
-    step: int
-    metrics: dict[str, float]

@@ -121,7 +121,7 @@ def test_a_teacher_of_any_vocabulary_writes_references(
 ) -> None:
     teacher = {"path": str(tiny_30s_path), "dtype": "float32", "engine": recipe["rollout"]["engine"]}
     out = manifest.with_name("taught.jsonl")
-    teach(parse(recipe | {"teacher": teacher}, "taught"), manifest, out)
+    teach(parse(recipe | {"teacher": teacher}, "taught"), manifest, out, print)
     before, after = ([json.loads(line) for line in path.read_text().splitlines()] for path in (manifest, out))
     assert [row["id"] for row in before] == [row["id"] for row in after]
     assert all(
@@ -129,7 +129,7 @@ def test_a_teacher_of_any_vocabulary_writes_references(
     )
     assert len({row["reference"] for row in after}) == 1  # of one transcript, greedily
     with pytest.raises(UserError, match="has to be another"):
-        teach(parse(recipe | {"teacher": teacher}, "taught"), manifest, manifest)
+        teach(parse(recipe | {"teacher": teacher}, "taught"), manifest, manifest, print)
 
 
 def test_nothing_is_left_running(finished: tuple[Path, dict[str, Any]]) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cluster import bench
 from cluster.train import run
+from learner.checkpoint import load_state
 from speechsum.config import parse
 from speechsum.ledger import read_ledger
 from speechsum.metrics import describe
@@ -106,6 +108,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(
     (folder / "summary.json").unlink()
     for late in sorted((folder / "checkpoints").glob("step_*"))[checkpoints:]:
         shutil.rmtree(late)
+    before = sum(load_state(path)["progress"]["wall_s"] for path in (folder / "checkpoints").glob("step_*"))
     summary = run(parse(recipe, "tiny"), folder, address=None, resume=True, overwrite=False)
     assert summary["steps"] == 5
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -115,7 +118,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(
     if checkpoints:
         assert summary["eval"]["before"] == finished[1]["eval"]["before"]
         assert summary["parity"] == finished[1]["parity"]
-        assert summary["wall_s"] > finished[1]["wall_s"] / 4  # the first session's part is in it
+        assert 0 < before < summary["wall_s"]
 
 
 def test_a_finished_run_has_nothing_to_go_on_with(
@@ -123,3 +126,20 @@ def test_a_finished_run_has_nothing_to_go_on_with(
 ) -> None:
     folder, summary = finished
     assert run(parse(recipe, "tiny"), folder, address=None, resume=True, overwrite=False) == summary
+
+
+def test_a_benchmark_adds_its_figures_to_the_run(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "tiny"
+    shutil.copytree(finished[0], folder)
+    figures = bench.run(folder, "sync")["sync"]
+    assert 0 < figures["adapter_receive_s"] < figures["adapter_push_s"]
+    assert 0 < figures["adapter_bytes"] < figures["full_bytes"]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["bench"] == {"sync": figures}
+    assert summary["sync"] == finished[1]["sync"] | figures
+    assert summary | {"sync": None} == finished[1] | {"sync": None, "bench": summary["bench"]}
+    shown = capsys.readouterr().out
+    assert "measuring sync: pushing weights" in shown
+    assert "full_push_s" in shown

@@ -63,7 +63,9 @@ def teacher_less_rollout() -> torch.Tensor:
 
 
 def test_grpo_takes_the_reward_alone():
-    assert value(GrpoLoss())[0] == pytest.approx(by_hand(REWARD))
+    found, sums = value(GrpoLoss())
+    assert found == pytest.approx(by_hand(REWARD))
+    assert "teacher_advantage" not in sums
 
 
 def test_a_distilling_grpo_adds_its_share_of_the_teacher_to_every_token():

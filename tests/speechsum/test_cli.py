@@ -395,6 +395,9 @@ def test_asking_for_requests(
     assert chosen == (2, 4, 0, ("English", "German"), None)
     assert cli.main([*arguments, "--endpoint", "localhost:8000"]) == 2
     assert "--endpoint localhost:8000 is no address" in one_sentence(capsys)
+    assert cli.main([*arguments, "--endpoint", "http://me:hunter2@localhost:8000"]) == 2
+    assert "the endpoint's url carries a user name or password" in (told := one_sentence(capsys))
+    assert "hunter2" not in told
 
 
 def test_eval_takes_rows_and_what_they_need_from_a_recipe(

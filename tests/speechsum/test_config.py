@@ -186,12 +186,12 @@ def test_every_recipe_that_ships_loads() -> None:
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
-        ("url=https://me:hunter2@host/v1", "judge.endpoint.url carries a user name or password"),
-        ("url=https://hunter2@host/v1", "judge.endpoint.url carries a user name or password"),
-        ("url=https://host/v1?api-version=3&api_key=hunter2", "judge.endpoint.url carries 'api_key'"),
-        ("url=https://host/v1?sessionToken=hunter2", "judge.endpoint.url carries 'sessionToken'"),
-        ("url=me:hunter2@host/v1", "judge.endpoint.url carries a user name or password"),
-        ("api_key_env=hunter2", "judge.endpoint.api_key_env is the name of an environment variable"),
+        ("url=https://me:hunter2@host/v1", "the endpoint's url carries a user name or password"),
+        ("url=https://hunter2@host/v1", "the endpoint's url carries a user name or password"),
+        ("url=https://host/v1?api-version=3&api_key=hunter2", "the endpoint's url carries 'api_key'"),
+        ("url=https://host/v1?sessionToken=hunter2", "the endpoint's url carries 'sessionToken'"),
+        ("url=me:hunter2@host/v1", "the endpoint's url carries a user name or password"),
+        ("api_key_env=hunter2", "the endpoint's api_key_env is the name of an environment variable"),
         ("api_key=hunter2", "unknown key"),
     ],
 )
