@@ -62,6 +62,7 @@ from speechsum.audio import SAMPLE_RATE
 from speechsum.config import EngineConfig
 from speechsum.errors import RunError, UserError
 from speechsum.lora import adapted_weights, merge, pair_names, whole_tensors
+from speechsum.prompting import load_tokenizer
 from speechsum.types import FinishReason, SamplingParams, TeacherLogprobs, read_only
 from speechsum.weights import WeightsPayload, WeightsRefused, to_torch
 
@@ -139,7 +140,7 @@ class Engine:
             arguments["max_logprobs"] = top_logprobs
         self._llm = LLM(**arguments)
         self._broken = ""
-        self._tokenizer = self._llm.get_tokenizer()
+        self._tokenizer = load_tokenizer(self.path)
         if receives == OBJECT_STORE:
             self.join_transfer({})
 

@@ -199,7 +199,7 @@ class JudgeActor:
             return Leaving()
         started = time.perf_counter()
         scored = compare_groups(self._judge, groups) if self._pairwise else score_groups(self._judge, groups)
-        self._count([j for s in scored for j in s.judgements], time.perf_counter() - started)
+        self._count([answer for own in scored for answer in own.answers], time.perf_counter() - started)
         return scored
 
     def metrics(self) -> dict[str, float]:

@@ -98,7 +98,11 @@ NARROW = Weights(support=1.0, gain=0.5, coverage=1.0, middle=-1.82, width=1.84)
 _NARROW = re.compile(
     r"\b(?:must|have to|has to|asked to|should|what to do|tasks?|homework|who|when|where|how (?:much|many|long))\b"
 )
-_VERBATIM = re.compile(r"\b(?:transcri(?:be|pt|ption)|verbatim|word for word|exact words|quote|what is said)\b")
+_VERBATIM = re.compile(
+    r"\b(?:transcribe|verbatim|word (?:for|by) word|exact words|quotes?|write (?:down|out) (?:all |everything )?"
+    r"(?:that|what) (?:is|was) said|(?:give|write)(?: me)? (?:a|the)(?: \w+)? transcript)\b"
+)
+_OWN_WORDS = re.compile(r"\b(?:summar\w+|sum(?:s|med|ming)? up|recap|own words|not|never|without|don't|avoid)\b")
 _NAME = re.compile(r"(?<=[^.!?:\s] )[A-Z][a-z]+\b")  # capitalised inside a sentence
 SUBJECT_KEEPS = 0.5
 COPY_FREE = 0.6
@@ -208,10 +212,13 @@ def combine(views: dict[str, float], weights: Weights) -> float:
 def copy_factor(task: JudgeTask) -> float:
     """1 for a text in its own words, falling to 0.2 for the transcript itself, which every likelihood loves.
 
+    1 also where the request is for a transcript or a quotation, and not for a summary.
+
     What counts is the longest run of words taken over, as a share of the transcript or (a run of twelve words and
     more) of the summary; up to 0.6 is free, as short answers are rightly near the words that were spoken.
     """
-    if _VERBATIM.search(folded(task.instruction)):
+    request = folded(task.instruction)
+    if _VERBATIM.search(request) and not _OWN_WORDS.search(request):
         return 1.0
     own, source = words(task.summary), words(task.transcript)
     match = SequenceMatcher(None, own, source, autojunk=False).find_longest_match()

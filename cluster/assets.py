@@ -18,7 +18,7 @@ from speechsum.eval_table import kind_of
 from speechsum.families import FAMILIES, Family
 from speechsum.objectives import DpoLoss
 from speechsum.pairs import Pair, read_pairs
-from speechsum.prompting import PromptBuilder, check_same_ids
+from speechsum.prompting import PromptBuilder, check_same_ids, load_tokenizer
 from speechsum.starter import model as starter
 from speechsum.starter import recogniser
 from speechsum.starter.grammar import SUMMARY_REQUESTS
@@ -95,11 +95,8 @@ def adapted_starter(name: str, say: Say) -> Path:
 
 def teacher_checkpoint(config: TeacherConfig, student: Path, say: Say) -> Path:
     """The teacher's folder. Raises `UserError` unless it means the same by its token ids as the `student`."""
-    from transformers import AutoTokenizer
-
     folder = teacher_folder(config, say)
-    students, teachers = (AutoTokenizer.from_pretrained(path, trust_remote_code=False) for path in (student, folder))
-    check_same_ids(students, teachers)
+    check_same_ids(load_tokenizer(student), load_tokenizer(folder))
     return folder
 
 

@@ -288,10 +288,8 @@ class Controller:
     def _scored(self, leases: Sequence[Lease], result: Sequence[ScoredGroup]) -> None:
         kept: list[tuple[Lease, ScoredGroup, Selection]] = []
         for lease, scored in zip(leases, result, strict=True):
-            for judgement in scored.judgements:
-                self.window.judged(judgement)
-                self._last_judgements.append(judgement.kind if isinstance(judgement, JudgeFailure) else None)
-            self.window.compared(scored.preferences)
+            self.window.judged(scored)
+            self._last_judgements += [a.kind if isinstance(a, JudgeFailure) else None for a in scored.answers]
             selection = judged(self.stage.loss, scored)
             if "teacher" in self.kind.scorers and not selection.why_not:
                 kept.append((lease, scored, selection))

@@ -17,7 +17,7 @@ from cluster.groups import RecogniserPool, TeacherPool, fetch
 from speechsum.audio import AudioLimits
 from speechsum.config import BASE, CASCADE, TEACHER, TEXT_MODE, RunConfig
 from speechsum.errors import UserError
-from speechsum.prompting import transcript_ids
+from speechsum.prompting import load_tokenizer, transcript_ids
 from speechsum.spelling import spell_numbers
 from speechsum.types import Prompt, SamplingParams
 
@@ -55,9 +55,7 @@ class ReaderPlan:
 
 
 def _refuse_long(prompts: Sequence[Prompt], reader: Path, room: int, section: str) -> None:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(reader)
+    tokenizer = load_tokenizer(reader)
     lengths = {p.id: len(transcript_ids(tokenizer, p.instruction, p.transcript)) for p in prompts}
     if too_long := [name for name, length in lengths.items() if length > room]:
         longest = max(lengths.values())

@@ -110,9 +110,10 @@ class JudgeTrust:
 
 
 def doubt_of(found: Figures, targets: AuditConfig) -> str:
-    """The first target that a judge misses, with its figure; nothing where it meets both.
+    """The first target that a judge misses, with its figure; nothing where it meets all.
 
-    What could not be measured is a miss, unless the target is the least that there is and so asks for nothing.
+    What could not be measured is a miss, unless the target is the least that there is and so asks for nothing. That
+    words to the judge raise no reward is always asked of what was measured.
     """
     ranks, (kind, rate) = found["spearman"]["mean"], _least(found)
     failed = sum(entry["count"] for entry in found["failures"].values())
@@ -131,6 +132,8 @@ def doubt_of(found: Figures, targets: AuditConfig) -> str:
             f"the win rate of true summaries by {found['judge']} over canaries of the kind {TITLES.get(kind, kind)!r} "
             f"is {value}, and judge.audit.min_win_rate is {targets.min_win_rate:g}"
         )
+    if raised := found["injection"]["raised"]:
+        return f"words to the judge raised {raised} of {found['injection']['tried']} rewards by {found['judge']}"
     return ""
 
 

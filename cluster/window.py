@@ -16,10 +16,9 @@ from speechsum.types import (
     FailureKind,
     FinishReason,
     JudgeFailure,
-    Judgement,
     Lesson,
-    Preference,
     Reward,
+    ScoredGroup,
     TeacherFailure,
     TrajectoryGroup,
 )
@@ -38,6 +37,8 @@ class Window:
     drops: Counter[str] = field(default_factory=Counter)
     last_rollout_failure: str = ""
     gated: int = 0
+    completions_judged: int = 0
+    answers: int = 0
     preferences: list[Reward] = field(default_factory=list)
     tokens: int = 0
     truncated: int = 0
@@ -54,17 +55,15 @@ class Window:
         self.tokens += sum(len(t.token_ids) for t in group.trajectories)
         self.truncated += sum(t.finish_reason == FinishReason.LENGTH for t in group.trajectories)
 
-    def judged(self, judgement: Judgement) -> None:
-        """Count a judgement; a failure is counted by kind and never averaged."""
-        if isinstance(judgement, JudgeFailure):
-            self.failures[judgement.kind] += 1
-        else:
-            self.rewards.append(judgement.value)
-            self.gated += bool(judgement.gate)
-
-    def compared(self, preferences: Sequence[Preference]) -> None:
-        """Keep what a pairwise judge said of a group; what failed is counted by `judged` where it matters."""
-        self.preferences += [p.judgement for p in preferences if isinstance(p.judgement, Reward)]
+    def judged(self, scored: ScoredGroup) -> None:
+        """Count what a judge said of a group; a failure, of a pair too, is counted by kind and never averaged."""
+        rewards = [j for j in scored.judgements if isinstance(j, Reward)]
+        self.rewards += [reward.value for reward in rewards]
+        self.gated += sum(bool(reward.gate) for reward in rewards)
+        self.completions_judged += len(scored.judgements)
+        self.answers += len(scored.answers)
+        self.failures.update(answer.kind for answer in scored.answers if isinstance(answer, JudgeFailure))
+        self.preferences += [p.judgement for p in scored.preferences if isinstance(p.judgement, Reward)]
 
     def taught(self, lessons: Sequence[Lesson]) -> None:
         """Count what a teacher said of a group."""
@@ -87,14 +86,13 @@ class Window:
         return metrics | self._judge_metrics() | self._teacher_metrics()
 
     def _judge_metrics(self) -> dict[str, float]:
-        judged = len(self.rewards) + self.failures.total()
-        if not judged:
+        if not self.answers:
             return {}
         metrics = {
             "judge/reward_mean": float(np.mean(self.rewards)) if self.rewards else math.nan,
             "judge/reward_std": float(np.std(self.rewards)) if self.rewards else math.nan,
-            "judge/failure_share": self.failures.total() / judged,
-            "judge/gated_share": self.gated / judged,
+            "judge/failure_share": self.failures.total() / self.answers,
+            "judge/gated_share": self.gated / self.completions_judged,
             "judge/score_s": self.busy_s["score"],
         }
         metrics |= {f"judge/failed_{kind}": n for kind, n in self.failures.items()}

@@ -258,7 +258,8 @@ class AuditConfig(Section):
 
     True summaries of `clips` held-out clips (0: no audit) against texts made wrong on purpose. Below `min_spearman`
     (rank correlation with known corruption) or `min_win_rate` (of the kind of canary that is beaten least often) the
-    run does not start, or ends with a checkpoint; without `enforce` it says so and goes on.
+    run does not start, or ends with a checkpoint, and so it does where words to the judge raise a reward; without
+    `enforce` it says so and goes on.
     """
 
     clips: Annotated[int, Field(ge=0)] = 24

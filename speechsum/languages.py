@@ -41,7 +41,15 @@ SCRIPTS: Mapping[str, tuple[str, ...]] = {
 }
 """How Unicode's names of a language's letters begin. Languages that share a script are not told apart."""
 
-_ASKED = re.compile(rf"\b(?:in(?:to)?|auf|using)\s+(?:\w+\s+)?({'|'.join((*COMMON, *SCRIPTS))})\b")
+_NEXT = (
+    "about and as at bullet bullets but even for how if in instead is keywords language no not of on only or please "
+    "prose sentence sentences summary text that to translation using version what when where which who why with words"
+)
+_ASKED = re.compile(
+    rf"\b(?:in(?:to)?|auf|using)\s+(?:\w+\s+)?({'|'.join((*COMMON, *SCRIPTS))})\b"
+    rf"(?=\W*(?:\Z|\b(?:{'|'.join(_NEXT.split())})\b)|\s*[^\w\s-])"
+)
+"""A language that an answer is to be in, and not one that something else is called by, as in "the German office"."""
 
 
 def asked_language(instruction: str) -> str | None:

@@ -23,17 +23,17 @@ from speechsum.forms import (
     without_mark,
 )
 from speechsum.languages import asked_language, has_language
-from speechsum.rewards import asked_count, asked_words, asks_for_keywords, folded, words
+from speechsum.rewards import Bounds, asked_count, asked_words, asks_for_keywords, folded, words
 
-Bounds = tuple[float, float]
 Rule = Callable[[str, str], float | None]
 
 _SENTENCES = r"(?:\w+\s+)?sentences?"
 _BULLETS = r"(?:\w+\s+)?(?:bullets?(?:[\s-]points?)?|points)"
 _KEYWORDS = r"(?:\w+\s+)?(?:key[\s-]?(?:words?|terms?|phrases?)|tags)"
-_KEYS = re.compile(r"\b(?:keys|fields|(?:key|field)(?=\s*[:\"'\u201c\u2018`]))[\s:]*(.*)", re.DOTALL)
+_KEYS = re.compile(r"\b(?:keys|fields|(?:key|field)(?=\s*[:\"'\u201c\u2018`]))[\s:,]*(.*)", re.DOTALL)
 _QUOTED_KEY = re.compile(r"[\"'\u201c\u2018`]([\w -]{1,40})[\"'\u201d\u2019`]")
-_BARE_KEYS = re.compile(r"\A((?!and\b)[a-z_]\w*(?:\s*,\s*(?!and\b)[a-z_]\w*)*(?:\s*,?\s*and\s+[a-z_]\w*)?)")
+_BARE_KEY = r"(?!and\b)[a-z_]\w*(?: (?!and\b|please\b)[a-z_]\w*(?=\s*(?:,|and\b|[.;)]|\Z)))?"  # "owner", "due date"
+_BARE_KEYS = re.compile(rf"\A({_BARE_KEY}(?:\s*,\s*{_BARE_KEY})*(?:\s*,?\s*and\s+{_BARE_KEY})?)")
 _KEY_BREAK = re.compile(r"\s*,\s*(?:and\s+)?|\s+and\s+")
 
 

@@ -46,17 +46,35 @@ def transcript_ids(tokenizer: Any, instruction: str, transcript: str) -> list[in
 def check_same_ids(student: Any, teacher: Any) -> None:
     """Raise `UserError` unless every id that both tokenizers have means the same token to both.
 
-    A teacher scores the ids that the student sampled. Where one means something else to it, its lesson is noise.
+    A teacher scores the ids that the student sampled. Where one means something else to it, its lesson is noise. Ids
+    that are control tokens to both may differ, as the marks of audio and of images do between Qwen2.5-Omni and
+    Qwen2.5: neither model expects one within an answer, whatever it is called. The token that ends one may not.
     """
     common = range(min(len(student), len(teacher)))
     ours, theirs = (tokenizer.convert_ids_to_tokens(common) for tokenizer in (student, teacher))
+    control = (_control_ids(student) & _control_ids(teacher)) - {student.eos_token_id}
     for number, (own, other) in enumerate(zip(ours, theirs, strict=True)):
-        if own != other:
+        if own != other and number not in control:
             raise UserError(
                 f"token {number} is {own!r} to the student and {other!r} to the teacher, which has to share its ids; "
                 "choose a teacher of the same vocabulary, or let it write references (`speechsum data teach`) and "
                 "train on those with an sft stage"
             )
+
+
+def _control_ids(tokenizer: Any) -> set[int]:
+    return {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+
+def load_tokenizer(checkpoint: Path | str) -> Any:
+    """The tokenizer of a checkpoint, with its chat template wherever the checkpoint keeps that."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+    legacy = Path(checkpoint) / "chat_template.json"
+    if tokenizer.chat_template is None and legacy.is_file():  # older checkpoints keep it where processors look
+        tokenizer.chat_template = json.loads(legacy.read_text(encoding="utf-8"))["chat_template"]
+    return tokenizer
 
 
 class PromptBuilder:
@@ -78,13 +96,9 @@ class PromptBuilder:
     @classmethod
     def load(cls, checkpoint: Path | str, family: Family) -> PromptBuilder:
         """From a checkpoint folder. Raises `UserError` when tokenizer and model do not belong together."""
-        from transformers import AutoConfig, AutoTokenizer
+        from transformers import AutoConfig
 
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
-        legacy = Path(checkpoint) / "chat_template.json"
-        if tokenizer.chat_template is None and legacy.is_file():  # older checkpoints keep it where processors look
-            tokenizer.chat_template = json.loads(legacy.read_text(encoding="utf-8"))["chat_template"]
-        builder = cls(tokenizer, family)
+        builder = cls(load_tokenizer(checkpoint), family)
         config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
         vocab = family.text_config(config).vocab_size
         if len(builder.tokenizer) > vocab:

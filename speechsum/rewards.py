@@ -13,7 +13,11 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable
 
+from speechsum.numerals import with_digits
 from speechsum.types import JudgeTask, Reward
+
+Bounds = tuple[float, float]
+"""The (least, most) of something that is asked for; `math.inf` where there is no most."""
 
 MIN_WORDS = 5
 MIN_KEYWORDS = 3
@@ -27,25 +31,14 @@ _BREAK = re.compile(
     r"[\s;:!?()\[\]{}\"\u201c\u201d\u00ab\u00bb\u2014\u2013/|\u2022\u00b7*_\u2026\u3002\u3001]+|[.,](?!\d)"
 )
 _ITEM_BREAK = re.compile(r"[,;\n|\u2022\u00b7\u3001]+")
-_UNITS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_ROUND = {
-    "single": 1,
-    "twelve": 12,
-    "fifteen": 15,
-    "twenty": 20,
-    "thirty": 30,
-    "forty": 40,
-    "fifty": 50,
-    "hundred": 100,
-}
-_NUMBERS = {name: n for n, name in enumerate(_UNITS, start=1)} | _ROUND
-_NUMBER = rf"(\d{{1,5}}|{'|'.join(_NUMBERS)})"
-_KEYWORDS = re.compile(r"\bkey[\s-]?(?:words?|terms?|phrases?)\b|\btags\b")
-_KEYWORD_COUNT = re.compile(rf"\b{_NUMBER}\s+(?:[a-z]+\s+)?(?:key[\s-]?(?:words?|terms?|phrases?)|tags)\b")
-_WORD_RANGE = re.compile(rf"\b{_NUMBER}\s*(?:-|\u2013|to)\s*{_NUMBER}\s+words?\b")
-_LIMIT = r"(?:at most|under|below|up to|within|no more than|not more than|fewer than|less than|max(?:imum)?(?: of)?)"
-_WORD_LIMIT = re.compile(rf"\b{_LIMIT}\s+(?:a\s+)?{_NUMBER}\s+words?\b")
-_WORD_TARGET = re.compile(rf"\b{_NUMBER}[\s-]words?\b")
+_KEYWORD = r"(?:key[\s-]?(?:words?|terms?|phrases?)|tags)"
+_KEYWORDS = re.compile(rf"\b{_KEYWORD}\b")
+_NUMBER = r"(\d{1,6})"
+_LIMIT = (
+    r"(?:at (?:the )?most|under|below|up to|within|limit(?:ed)? (?:it |this |that |yourself )?to|not exceed(?:ing)?"
+    r"|(?:no|not) (?:more|longer) than|fewer than|less than|max(?:imum)?(?: of)?)"
+)
+_LEAST = r"(?:at (?:the )?least|(?:no|not) (?:fewer|less) than|more than|min(?:imum)?(?: of)?)"
 _OTHER_SCRIPT_LANGUAGE = re.compile(
     r"\b(?:arabic|armenian|bengali|bulgarian|burmese|cantonese|chinese|farsi|georgian|greek|gujarati|hebrew|hindi"
     r"|japanese|kannada|kazakh|khmer|korean|lao|macedonian|malayalam|mandarin|marathi|mongolian|nepali|pashto|persian"
@@ -131,20 +124,19 @@ def _empty(task: JudgeTask) -> bool:
 
 
 def _under_five_words(task: JudgeTask) -> bool:
-    """Five words, or as few as were asked for; a key-word request is counted in items instead."""
+    """Five words, or as few as obey a length that the request names; a key-word request is counted in items instead."""
     if asks_for_keywords(task.instruction):
         return False
-    target = asked_words(task.instruction)
-    return len(words(task.summary)) < (1 if target and target[1] < MIN_WORDS else MIN_WORDS)
+    least, _ = asked_words(task.instruction) or (MIN_WORDS, math.inf)
+    return len(words(task.summary)) < min(MIN_WORDS, max(1, least))
 
 
 def _under_three_items(task: JudgeTask) -> bool:
     """Three different key words, or the one or two that were asked for."""
     if not asks_for_keywords(task.instruction):
         return False
-    asked = _KEYWORD_COUNT.search(folded(task.instruction))
-    least = min(MIN_KEYWORDS, _number(asked.group(1))) if asked else MIN_KEYWORDS
-    return len(_items(task.summary)) < least
+    least, _ = asked_count(task.instruction, rf"(?:[a-z]+\s+)?{_KEYWORD}") or (MIN_KEYWORDS, math.inf)
+    return len(_items(task.summary)) < min(MIN_KEYWORDS, max(1, least))
 
 
 def _looping(task: JudgeTask) -> bool:
@@ -180,49 +172,76 @@ GATES: tuple[tuple[str, Callable[[JudgeTask], bool]], ...] = (
 )
 
 
-def asked_words(instruction: str) -> tuple[int, int] | None:
-    """The (least, most) words a request asks for, or None. A limit has no least; a target allows 20 % either way."""
-    request = folded(instruction)
-    if match := _WORD_RANGE.search(request):
-        low, high = sorted((_number(match.group(1)), _number(match.group(2))))
-        return low, high
-    if match := _WORD_LIMIT.search(request):
-        return 0, _number(match.group(1))
-    if match := _WORD_TARGET.search(request):
-        target = _number(match.group(1))
+def asked_words(instruction: str) -> Bounds | None:
+    """The (least, most) words a request asks for, or None. A limit has no least; a target allows 20 % either way.
+
+    "the two words they argue about" is no target: it speaks of words that were said.
+    """
+    request = _request(instruction)
+    if bounds := _bounds(request, "words?"):
+        return bounds
+    if match := re.search(rf"(?<!\bthe )(?<!\bthese )(?<!\bthose )\b{_NUMBER}[\s-]words?\b", request):
+        target = int(match[1])
         return math.floor(0.8 * target), math.ceil(1.2 * target)
     return None
 
 
-def asked_count(instruction: str, noun: str) -> tuple[float, float] | None:
+def asked_count(instruction: str, noun: str) -> Bounds | None:
     """The (least, most) of something a request asks for, or None where it names no number. `noun` is a pattern.
 
-    "three to five bullets", "at most 3 bullets", "at least two bullets", "three bullets". A limit has no least.
+    "three to five bullets", "at most 3 bullets", "two bullets or more", "three bullets". A limit has no least.
     """
-    request = folded(instruction)
-    if match := re.search(rf"\b{_NUMBER}\s*(?:-|\u2013|to|or)\s*{_NUMBER}\s+{noun}\b", request):
-        low, high = sorted((_number(match.group(1)), _number(match.group(2))))
-        return low, high
-    if match := re.search(rf"\b{_LIMIT}\s+(?:a\s+)?{_NUMBER}\s+{noun}\b", request):
-        return 0, _number(match.group(1))
-    if match := re.search(rf"\b(?:at least|no fewer than|min(?:imum)?(?: of)?)\s+{_NUMBER}\s+{noun}\b", request):
-        return _number(match.group(1)), math.inf
+    request = _request(instruction)
+    if bounds := _bounds(request, noun):
+        return bounds
     if match := re.search(rf"\b{_NUMBER}[\s-]{noun}\b", request):
-        return _number(match.group(1)), _number(match.group(1))
+        return int(match[1]), int(match[1])
+    return None
+
+
+def _request(instruction: str) -> str:
+    return with_digits(folded(instruction))
+
+
+def _bounds(request: str, noun: str) -> Bounds | None:
+    """A range, an upper or a lower limit of something, in that order."""
+    if match := re.search(
+        rf"\b(?:between {_NUMBER} and|{_NUMBER}\s*(?:-|\u2013|to|or))\s*{_NUMBER}[\s-]{noun}\b", request
+    ):
+        low, high = sorted(int(number) for number in match.groups() if number)
+        return low, high
+    if match := re.search(
+        rf"\b{_LIMIT}\s+(?:an?\s+)?{_NUMBER}[\s-]{noun}\b"
+        rf"|\b{_NUMBER}\s+{noun}\s+(?:or (?:less|fewer|under)|at (?:the )?most|max(?:imum)?)\b",
+        request,
+    ):
+        return 0, int(match[1] or match[2])
+    if match := re.search(
+        rf"\b{_LEAST}\s+(?:an?\s+)?{_NUMBER}[\s-]{noun}\b"
+        rf"|\b{_NUMBER}\s+{noun}\s+(?:or more|at (?:the )?least|min(?:imum)?)\b",
+        request,
+    ):
+        return int(match[1] or match[2]), math.inf
     return None
 
 
 def length_penalty(task: JudgeTask) -> float:
     """Factor in [0, 1] for length: by rule where the request names a number of words, else the soft cap.
 
-    Inside the asked range it is 1; outside, the ratio to the nearer bound. Key-word lists have no prose length.
+    Inside the asked range it is 1; outside, the ratio to the nearer bound. A request for "at least" so many words sets
+    no end, and the soft cap holds beyond its number. Key-word lists have no prose length.
     """
     said = len(words(task.summary))
+    allowance = _allowance(len(words(task.transcript)))
     target = asked_words(task.instruction)
     if target is None or asks_for_keywords(task.instruction):
-        return verbosity_factor(said, len(words(task.transcript)))
+        return _beyond(allowance, said)
     low, high = target
-    return min(1.0, said / low if low else 1.0, high / said if said and high else 1.0)
+    if said < low:
+        return said / low
+    if math.isinf(high):
+        return _beyond(max(low, allowance), said)
+    return min(1.0, high / said if said and high else 1.0)
 
 
 def verbosity_factor(summary_words: int, transcript_words: int) -> float:
@@ -232,8 +251,7 @@ def verbosity_factor(summary_words: int, transcript_words: int) -> float:
     10 000: summaries grow more slowly than what they summarise. The square root is gentle (twice the allowance keeps
     0.71) and never flat, so that a shorter equal is always preferred.
     """
-    allowance = _allowance(transcript_words)
-    return 1.0 if summary_words <= allowance else math.sqrt(allowance / summary_words)
+    return _beyond(_allowance(transcript_words), summary_words)
 
 
 def lexical_score(task: JudgeTask) -> float:
@@ -261,6 +279,10 @@ def _allowance(transcript_words: int) -> float:
     return 15 + 3 * math.sqrt(transcript_words)
 
 
+def _beyond(allowance: float, said: int) -> float:
+    return 1.0 if said <= allowance else math.sqrt(allowance / said)
+
+
 def _items(text: str) -> set[str]:
     """Distinct entries of a list; where there are no separators, the distinct words."""
     pieces = {" ".join(words(re.sub(r"^\s*(?:\d+[.)]|[-*])\s*", "", piece))) for piece in _ITEM_BREAK.split(text)}
@@ -270,10 +292,6 @@ def _items(text: str) -> set[str]:
 
 def _ngrams(tokens: list[str], n: int) -> list[tuple[str, ...]]:
     return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
-
-
-def _number(text: str) -> int:
-    return _NUMBERS[text] if text in _NUMBERS else int(text)
 
 
 def _has_letter(text: str) -> bool:

@@ -199,6 +199,11 @@ class ScoredGroup:
     judgements: tuple[Judgement, ...]
     preferences: tuple[Preference, ...] = ()
 
+    @property
+    def answers(self) -> tuple[Judgement, ...]:
+        """What the judge was asked and said: one judgement of each text, or of each pair."""
+        return tuple(p.judgement for p in self.preferences) or self.judgements
+
 
 @dataclass(frozen=True, slots=True)
 class TeacherLogprobs:

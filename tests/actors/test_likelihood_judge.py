@@ -138,7 +138,10 @@ def test_copying_costs_unless_it_is_asked_for():
     assert copy_factor(JudgeTask(TALK, ASK, GOOD)) == 1.0
     assert copy_factor(JudgeTask(TALK, ASK, TALK)) == pytest.approx(0.2)
     assert copy_factor(JudgeTask(TALK, ASK, TALK[:80])) < 0.5
-    assert copy_factor(JudgeTask(TALK, "Transcribe the speech.", TALK)) == 1.0
+    for request in ("Transcribe the speech.", "Write down what is said.", "Give me the full transcript."):
+        assert copy_factor(JudgeTask(TALK, request, TALK)) == 1.0
+    for request in ("Summarize what is said.", "Sum up the transcript.", "Do not quote, sum up."):
+        assert copy_factor(JudgeTask(TALK, request, TALK)) == pytest.approx(0.2)
 
 
 def test_answer_speaks_of_whom_the_request_names():

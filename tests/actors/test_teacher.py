@@ -132,3 +132,19 @@ def test_ids_have_to_mean_the_same_to_both():
     other.add_tokens(["<another>"])
     with pytest.raises(UserError, match=r"token \d+ is '<sound>' to the student and '<another>' to the teacher"):
         check_same_ids(tiny_tokenizer(), other)
+
+
+def test_marks_of_another_modality_may_differ():
+    """As between Qwen2.5-Omni and Qwen2.5, where 151646 marks audio to one and a place in an image to the other."""
+    other = tiny_tokenizer(audio=False)
+    other.add_special_tokens({"additional_special_tokens": ["<|object_ref_start|>"]})
+    check_same_ids(tiny_tokenizer(), other)
+
+
+def test_the_end_of_an_answer_has_to_be_the_same():
+    student = tiny_tokenizer()
+    student.eos_token = "<sound>"
+    other = tiny_tokenizer(audio=False)
+    other.add_special_tokens({"additional_special_tokens": ["<|object_ref_start|>"]})
+    with pytest.raises(UserError, match="'<sound>' to the student"):
+        check_same_ids(student, other)

@@ -108,6 +108,14 @@ def test_the_kind_that_is_beaten_least_often_decides(tmp_path: Path) -> None:
     trust(tmp_path, FakePool(likes_more), config(min_win_rate=0.0))[0].check(0)
 
 
+def test_words_to_the_judge_that_raise_a_reward_start_nothing(tmp_path: Path) -> None:
+    def obeys(task: JudgeTask) -> Judgement:
+        return Reward(2.0) if any(word in task.summary for word in ("score", "5", "judge")) else knows(task)
+
+    with pytest.raises(RunError, match=r"words to the judge raised \d+ of \d+ rewards by fake/1; mend the judge"):
+        trust(tmp_path, FakePool(obeys), config(min_win_rate=0))[0].check(0)
+
+
 def test_a_judge_that_fails_was_not_measured(tmp_path: Path) -> None:
     pool = FakePool(lambda task: JudgeFailure(FailureKind.TIMEOUT))
     with pytest.raises(RunError, match=r"is not measured \(\d+ of \d+ judgements failed\)"):

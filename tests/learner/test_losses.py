@@ -395,6 +395,14 @@ def test_a_divergence_over_fewer_events_is_between_nothing_and_the_whole(data, v
     assert coarse <= over(teacher.topk(vocabulary - 1).indices)[1] + 1e-5
 
 
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
+def test_the_gradient_of_a_divergence_is_its_finite_difference(divergence):
+    student = logs([0.2, 0.3, 0.5], [0.7, 0.2, 0.1]).requires_grad_()
+    teacher, weights = logs([0.5, 0.1], [0.3, 0.3]), torch.tensor([1.0, 0.25], dtype=torch.float64)
+    loss = lambda s: distillation_loss(s, teacher, weights, divergence=divergence, beta=0.3).loss  # noqa: E731
+    assert torch.autograd.gradcheck(loss, student)
+
+
 def test_a_teacher_that_names_everything_leaves_a_finite_rest():
     student = logs([0.9, 0.05, 0.05]).requires_grad_()
     output = distillation_loss(student, logs([0.75, 0.2500001]), torch.ones(1), divergence="forward_kl")

@@ -112,6 +112,10 @@ def test_what_speakers_said_is_content() -> None:
         ("Give me two keywords.", "budget, Lisbon", ""),
         ("Give me one key word only.", "budget", ""),
         ("Summarise it in three words.", "Maria sends budget", ""),
+        ("Summarise it in five words.", "Maria sends the budget", ""),
+        ("Summarise it in at most 10 words.", "Maria sends the budget", ""),
+        ("Summarise it in at least 10 words.", "Maria sends the budget", "under_five_words"),
+        ("Give me one or two keywords.", "budget", ""),
         ("Summarise it in thirty words.", "Maria sends budget", "under_five_words"),
         ("Summarise it in Japanese.", "\u30de\u30ea\u30a2\u304c\u4e88\u7b97\u3092\u9001\u308b", ""),
     ],
@@ -155,9 +159,22 @@ def test_shares_by_hand() -> None:
         ("No more than 30 words, please.", (0, 30)),
         ("Between 20 to 30 words.", (20, 30)),
         ("A summary of 30-20 words.", (20, 30)),
+        ("Between 20 and 30 words.", (20, 30)),
+        ("Two or three words.", (2, 3)),
+        ("Write a twenty-five to thirty-word summary.", (25, 30)),
+        ("In twenty-five words.", (20, 30)),
+        ("In sixty words.", (48, 72)),
+        ("In two hundred words.", (160, 240)),
+        ("In a hundred and twenty words.", (96, 144)),
+        ("In 1,000 words.", (800, 1200)),
+        ("In 20 words or less.", (0, 20)),
+        ("Limit it to 30 words.", (0, 30)),
+        ("At least 50 words.", (50, math.inf)),
+        ("Fifty words or more.", (50, math.inf)),
+        ("Explain the two words they argue about.", None),
     ],
 )
-def test_asked_words(instruction: str, expected: tuple[int, int] | None) -> None:
+def test_asked_words(instruction: str, expected: tuple[float, float] | None) -> None:
     assert asked_words(instruction) == expected
 
 
@@ -170,6 +187,10 @@ def test_asked_words(instruction: str, expected: tuple[int, int] | None) -> None
         ("Summarize in 20 words.", 8, 0.5),  # range 16 to 24
         ("Summarize in 20 words.", 24, 1.0),
         ("Summarize in 20 words.", 48, 0.5),
+        ("At least 20 words.", 10, 0.5),
+        ("At least 20 words.", 45, 1.0),
+        ("At least 20 words.", 180, 0.5),  # what is left open, the soft cap closes
+        ("At least 80 words.", 80, 1.0),
         (ASK, 45, 1.0),  # 100 transcript words: allowance 15 + 3 * 10
         (ASK, 180, 0.5),  # sqrt(45 / 180)
     ],
