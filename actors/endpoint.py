@@ -1,6 +1,6 @@
 """An OpenAI-compatible chat endpoint over HTTP. Time-outs, retries, back-off and size limits live only here.
 
-Whatever the far side does, `chat` returns: the text of the answer, or a `JudgeFailure` that says what went wrong.
+Whatever the far side does, `chat` returns: the answer, or a `JudgeFailure` that says what went wrong.
 One call takes at most (retries + 1) time-outs and retries waits of `MAX_WAIT_S` once it holds a slot. It keeps its
 slot while it waits, so a server that asks for less load gets less. Two things spare a server that fails: a budget
 bounds the share of retries, and a circuit breaker stops calling it for a while when nothing gets through.
@@ -25,7 +25,7 @@ import httpx
 
 from speechsum.config import EndpointConfig
 from speechsum.errors import UserError
-from speechsum.types import FailureKind, JudgeFailure
+from speechsum.types import ChatAnswer, FailureKind, JudgeFailure
 
 T = TypeVar("T")
 Clock = Callable[[], float]
@@ -42,7 +42,7 @@ MAX_SERVED = 8
 class _Attempt:
     """What one HTTP exchange gave, and whether asking again could help."""
 
-    answer: str | JudgeFailure
+    answer: ChatAnswer | JudgeFailure
     again: bool = False
     retry_after_s: float = 0.0
     served: str = ""
@@ -226,9 +226,11 @@ class Endpoint:
         *,
         json_schema: dict[str, Any] | None = None,
         max_tokens: int = MAX_TOKENS,
-    ) -> str | JudgeFailure:
-        """The text of the first choice, greedily decoded and, with `json_schema`, constrained to it."""
-        body = json.dumps(self._body(messages, json_schema, max_tokens)).encode("ascii")
+        top_logprobs: int = 0,
+    ) -> ChatAnswer | JudgeFailure:
+        """The first choice, greedily decoded and, with `json_schema`, constrained to it."""
+        decoding = self.decoding(json_schema, max_tokens, top_logprobs)
+        body = json.dumps({"model": self.model, "messages": list(messages), **decoding}).encode("ascii")
         async with self._slots:
             admission = self._circuit.admit()
             if admission is Admission.REFUSED:
@@ -245,18 +247,17 @@ class Endpoint:
         """Release the connections."""
         await self._client.aclose()
 
-    def _body(
-        self, messages: Sequence[dict[str, str]], json_schema: dict[str, Any] | None, max_tokens: int
-    ) -> dict[str, Any]:
-        return {"model": self.model, "messages": list(messages), **self.decoding(json_schema, max_tokens)}
-
     @staticmethod
-    def decoding(json_schema: dict[str, Any] | None = None, max_tokens: int = MAX_TOKENS) -> dict[str, Any]:
+    def decoding(
+        json_schema: dict[str, Any] | None = None, max_tokens: int = MAX_TOKENS, top_logprobs: int = 0
+    ) -> dict[str, Any]:
         """How an answer is decoded: what is sent beside model and messages, and what a cache has to tell apart."""
         settings: dict[str, Any] = {"max_tokens": max_tokens, "temperature": 0.0}
         if json_schema is not None:
             schema = {"name": "judgement", "schema": json_schema, "strict": True}
             settings["response_format"] = {"type": "json_schema", "json_schema": schema}
+        if top_logprobs:
+            settings |= {"logprobs": True, "top_logprobs": top_logprobs}
         return settings
 
     async def _attempts(self, body: bytes, retries: int) -> _Attempt:
@@ -385,8 +386,8 @@ def _tokens_used(payload: dict[str, Any]) -> int:
     return total if type(total) is int and total > 0 else 0
 
 
-def _first_choice(payload: dict[str, Any]) -> str | JudgeFailure:
-    """The answer's text out of a chat completion."""
+def _first_choice(payload: dict[str, Any]) -> ChatAnswer | JudgeFailure:
+    """The answer out of a chat completion."""
     choices = payload.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         return JudgeFailure(FailureKind.MISSING_FIELD, "no choices in the body")
@@ -398,7 +399,19 @@ def _first_choice(payload: dict[str, Any]) -> str | JudgeFailure:
     content = message.get("content")
     if not isinstance(content, str) or not content.strip():
         return JudgeFailure(FailureKind.MISSING_FIELD, "no text in the first choice")
-    return content
+    return ChatAnswer(content, _tokens(choices[0].get("logprobs")))
+
+
+def _tokens(told: Any) -> tuple[tuple[str, dict[str, float]], ...]:
+    """See `ChatAnswer`; nothing where the server tells them in another form, as no answer has to have them."""
+    try:
+        tokens = tuple(
+            (each["token"], {one["token"]: float(one["logprob"]) for one in (*each["top_logprobs"], each)})
+            for each in told["content"]
+        )
+    except (TypeError, KeyError, ValueError):
+        return ()
+    return tokens if all(isinstance(token, str) for token, _ in tokens) else ()
 
 
 def _retry_after_s(value: str) -> float:

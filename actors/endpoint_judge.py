@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from actors.endpoint import Endpoint, EndpointThread
 from speechsum.config import EndpointConfig
-from speechsum.types import FailureKind, JudgeFailure, Judgement
+from speechsum.types import ChatAnswer, FailureKind, JudgeFailure, Judgement
 
 T = TypeVar("T")
 Task = TypeVar("Task")
@@ -42,6 +42,7 @@ class EndpointJudge(ABC, Generic[Task]):
     """An LLM behind an OpenAI-compatible endpoint, whose answers the server holds to `schema`."""
 
     name: str
+    top_logprobs = 0
 
     def __init__(self, config: EndpointConfig, prompt: str, schema: dict[str, Any], endpoint: Endpoint | None) -> None:
         """`prompt` is the version of what is asked, the other half of the judge's version beside the model's."""
@@ -53,7 +54,7 @@ class EndpointJudge(ABC, Generic[Task]):
     @property
     def decoding(self) -> dict[str, Any]:
         """What an answer depends on besides its prompt; see `Endpoint.decoding`."""
-        return self._endpoint.decoding(self._schema)
+        return self._endpoint.decoding(self._schema, top_logprobs=self.top_logprobs)
 
     @property
     def served_models(self) -> tuple[str, ...]:
@@ -80,8 +81,8 @@ class EndpointJudge(ABC, Generic[Task]):
         """One judgement; a task that cannot be judged is a `JudgeFailure`."""
 
     async def _chat(
-        self, messages: Sequence[dict[str, str]], parse: Callable[[str], T | JudgeFailure]
+        self, messages: Sequence[dict[str, str]], parse: Callable[[ChatAnswer], T | JudgeFailure]
     ) -> T | JudgeFailure:
         """One answer, held to the schema by the server and read by `parse`."""
-        answer = await self._endpoint.chat(messages, json_schema=self._schema)
+        answer = await self._endpoint.chat(messages, json_schema=self._schema, top_logprobs=self.top_logprobs)
         return answer if isinstance(answer, JudgeFailure) else parse(answer)

@@ -128,11 +128,19 @@ def tasks_of(group: TrajectoryGroup) -> list[JudgeTask]:
     return [JudgeTask(prompt.transcript, prompt.instruction, t.text) for t in group.trajectories]
 
 
+def identity(judge: JudgeOf[Any]) -> str:
+    """Name and version: what a score has to be compared within."""
+    return f"{judge.name}/{judge.version}"
+
+
 def score_groups(judge: Judge, groups: Sequence[TrajectoryGroup]) -> list[ScoredGroup]:
     """Judge all completions of all groups in one call, so that an engine can batch them."""
     tasks = [tasks_of(group) for group in groups]
     judgements = iter(judge.score([task for own in tasks for task in own]))
-    return [ScoredGroup(group, tuple(next(judgements) for _ in own)) for group, own in zip(groups, tasks, strict=True)]
+    return [
+        ScoredGroup(group, tuple(next(judgements) for _ in own), judge=identity(judge))
+        for group, own in zip(groups, tasks, strict=True)
+    ]
 
 
 def compare_groups(judge: PairJudge, groups: Sequence[TrajectoryGroup]) -> list[ScoredGroup]:
@@ -140,7 +148,7 @@ def compare_groups(judge: PairJudge, groups: Sequence[TrajectoryGroup]) -> list[
     tasks = [_pair_tasks(group) for group in groups]
     judgements = iter(judge.score([task for own in tasks for task in own.values()]))
     return [
-        _compared(group, [Preference(*places, next(judgements)) for places in own])
+        _compared(group, [Preference(*places, next(judgements)) for places in own], identity(judge))
         for group, own in zip(groups, tasks, strict=True)
     ]
 
@@ -152,14 +160,14 @@ def _pair_tasks(group: TrajectoryGroup) -> dict[tuple[int, int], PairTask]:
     }
 
 
-def _compared(group: TrajectoryGroup, preferences: Sequence[Preference]) -> ScoredGroup:
+def _compared(group: TrajectoryGroup, preferences: Sequence[Preference], judge: str) -> ScoredGroup:
     """How each completion fared, with the gate that turned it down, if one did."""
     judgements: list[Judgement] = []
     for task, judgement in zip(tasks_of(group), fared(len(group.trajectories), preferences), strict=True):
         gated = apply_gates(task)
         gate = gated.gate if gated else ""
         judgements.append(replace(judgement, gate=gate) if isinstance(judgement, Reward) else judgement)
-    return ScoredGroup(group, tuple(judgements), tuple(preferences))
+    return ScoredGroup(group, tuple(judgements), tuple(preferences), judge)
 
 
 @ray.remote
@@ -179,7 +187,7 @@ class JudgeActor:
 
     def ready(self) -> str:
         """Name and version of the judge; answers once it is loaded."""
-        return f"{self._judge.name}/{self._judge.version}"
+        return identity(self._judge)
 
     def score(self, tasks: Sequence[JudgeTask] | Sequence[PairTask], afresh: bool = False) -> list[Judgement] | Leaving:
         """See `JudgeOf.score`; the tasks are those of the configured kind. `afresh` is what an audit wants."""

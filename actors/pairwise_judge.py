@@ -53,6 +53,8 @@ class PairwiseJudge(EndpointJudge[PairTask]):
         return exchanged if isinstance(exchanged, JudgeFailure) else combined(straight, exchanged)
 
     async def _ask(self, task: PairTask, exchanged: bool) -> Judgement:
-        return await asked_twice(
-            lambda reminder: self._chat(pairwise_messages(task, exchanged=exchanged, reminder=reminder), parse_verdict)
-        )
+        async def ask(reminder: str) -> Judgement:
+            messages = pairwise_messages(task, exchanged=exchanged, reminder=reminder)
+            return await self._chat(messages, lambda answer: parse_verdict(answer.text))
+
+        return await asked_twice(ask)

@@ -80,7 +80,7 @@ class QueryWriter:
                 write_messages(task, reminder), json_schema=write_schema(count),
                 max_tokens=TOKENS_AROUND + TOKENS_PER_QUERY * count,
             )  # fmt: skip
-            return answer if isinstance(answer, JudgeFailure) else parse_queries(answer, count)
+            return answer if isinstance(answer, JudgeFailure) else parse_queries(answer.text, count)
 
         return await asked_twice(ask)
 
@@ -92,7 +92,7 @@ class QueryWriter:
                 rate_messages(task, reminder), json_schema=rate_schema(count),
                 max_tokens=TOKENS_AROUND + TOKENS_PER_RATING * count,
             )  # fmt: skip
-            return answer if isinstance(answer, JudgeFailure) else parse_ratings(answer, count)
+            return answer if isinstance(answer, JudgeFailure) else parse_ratings(answer.text, count)
 
         return await asked_twice(ask)
 

@@ -24,6 +24,7 @@ class RubricJudge(EndpointJudge[JudgeTask]):
 
     def __init__(self, config: EndpointConfig, *, endpoint: Endpoint | None = None) -> None:
         super().__init__(config, RUBRIC_VERSION, rubric_schema(), endpoint)
+        self.top_logprobs = config.top_logprobs
 
     async def _score_one(self, task: JudgeTask) -> Judgement:
         gated = apply_gates(task)

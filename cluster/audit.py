@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.judge import JudgeOf, Observed
+from actors.judge import JudgeOf, Observed, identity
 from cluster.assets import Say
 from cluster.run_folder import write_atomically
 from cluster.score import open_judge, open_pair_judge
@@ -116,7 +116,7 @@ def audit_file(data: Path, out: Path, config: RunConfig, clips: int | None, seed
     judge: JudgeOf[Any] = open_pair_judge(config) if pairwise else open_judge(config, say)
     try:
         verdicts, seconds = judge_cases(judge.score, cases, say, pairwise=pairwise)
-        result: Figures = {"judge": f"{judge.name}/{judge.version}", "data": str(data), "seed": seed}
+        result: Figures = {"judge": identity(judge), "data": str(data), "seed": seed}
         result |= _cost(judge.counts()) if isinstance(judge, Observed) else {}
     finally:
         judge.close()

@@ -402,6 +402,7 @@ class Controller:
                 token_ids=trajectory.token_ids.tolist(),
                 logprobs=trajectory.logprobs.tolist(),
                 reward=reward.value if reward else None,
+                judge=ready.scored.judge,
                 breakdown=reward.breakdown if reward else {},
                 judge_failure=_told(judgement) if isinstance(judgement, JudgeFailure) else "",
                 gate=reward.gate if reward else "",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from actors.rollout import BASE_VERSION
 from cluster import assets
+from cluster.assets import Say
 from cluster.controls import with_silence, with_wrong_audio
 from cluster.groups import JudgePool, RolloutPool, fetch
 from cluster.memory import MemoryWatch
@@ -27,7 +28,6 @@ from speechsum.eval_table import EvalTable, Evaluation, Figures, compare, judgem
 from speechsum.starter.model import default_cache
 from speechsum.types import Judgement, JudgeTask, Prompt, SamplingParams, TrajectoryGroup
 
-Say = Callable[[str], None]
 TOLD = {WRONG_AUDIO: "the wrong audio", NO_AUDIO: "silence in place of the audio"}
 PLAYERS = 12
 

@@ -22,7 +22,7 @@ from learner.worker import LearnerWorker
 from speechsum.audio import AudioLimits
 from speechsum.config import RunConfig, StageConfig
 from speechsum.data import Draw
-from speechsum.errors import RunError, UserError
+from speechsum.errors import RunError, UserError, last_line
 from speechsum.types import (
     AudioRef,
     Batch,
@@ -72,19 +72,13 @@ def fetch(refs: Any, timeout_s: float | None = None) -> Any:
     except ray.exceptions.GetTimeoutError:
         raise RunError(f"an actor did not answer within {timeout_s:.0f} s; see the Ray logs of the run") from None
     except ray.exceptions.RayActorError as error:
-        raise ActorDied(f"an actor died: {_last_line(error)}") from error
+        raise ActorDied(f"an actor died: {last_line(error)}") from error
     except ray.exceptions.ObjectLostError as error:
-        raise ActorDied(f"what an actor made was lost with its node: {_last_line(error)}") from error
+        raise ActorDied(f"what an actor made was lost with its node: {last_line(error)}") from error
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError | RunError):
             raise error.cause from None
-        raise RunError(f"an actor failed: {type(error.cause).__name__}: {_last_line(error.cause)}") from error
-
-
-def _last_line(error: BaseException) -> str:
-    """Where Ray's texts, which quote whole tracebacks, say what went wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else "no message"
+        raise RunError(f"an actor failed: {type(error.cause).__name__}: {last_line(error.cause)}") from error
 
 
 class LearnerGroup:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -19,7 +18,7 @@ import httpx
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-from speechsum.errors import RunError, UserError
+from speechsum.errors import RunError, UserError, last_line
 
 PROBE_TIMEOUT_S = 10.0
 TOKEN_REMEDY = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"
@@ -114,7 +113,7 @@ def told(job_id: str = "") -> Iterator[None]:
             raise
         if _is_unknown(error):
             raise UserError(_unknown(job_id)) from None
-        raise RunError(f"the cluster could not do it: {_last_line(error)}") from None
+        raise RunError(f"the cluster could not do it: {last_line(error)}") from None
 
 
 def _is_unknown(error: RuntimeError) -> bool:
@@ -127,9 +126,3 @@ def _unknown(job_id: str) -> str:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _last_line(error: Exception) -> str:
-    """Ray answers with a whole traceback; its last line is the reason."""
-    lines = [line for line in str(error).splitlines() if re.search(r"\w", line)]
-    return lines[-1].strip() if lines else type(error).__name__

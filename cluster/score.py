@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from actors.judge import Judge, PairJudge, make_judge, make_pair_judge
+from actors.judge import Judge, PairJudge, identity, make_judge, make_pair_judge
 from cluster import assets
 from speechsum.config import RunConfig
 from speechsum.judge_io import (
@@ -27,20 +27,21 @@ def score_file(source: Path, out: Path, config: RunConfig) -> None:
     """
     entries = read_tasks(source)
     tasks = [task for task, _ in entries]
-    judged = _compared(tasks, config) if config.judge.kind == "pairwise" else _scored(tasks, config)
-    write_judgements(out, [row for _, row in entries], judged)
+    judged, judge = _compared(tasks, config) if config.judge.kind == "pairwise" else _scored(tasks, config)
+    write_judgements(out, [row for _, row in entries], judged, judge)
 
 
-def _compared(tasks: Sequence[Entry], config: RunConfig) -> list[Judged]:
+def _compared(tasks: Sequence[Entry], config: RunConfig) -> tuple[list[Judged], str]:
     judge = open_pair_judge(config)
     try:
         found = iter(judge.score([task for task in tasks if isinstance(task, PairTask)]))
     finally:
         judge.close()
-    return [as_preference(next(found)) if isinstance(task, PairTask) else needs_other(task) for task in tasks]
+    judged = [as_preference(next(found)) if isinstance(task, PairTask) else needs_other(task) for task in tasks]
+    return judged, identity(judge)
 
 
-def _scored(tasks: Sequence[Entry], config: RunConfig) -> list[Judged]:
+def _scored(tasks: Sequence[Entry], config: RunConfig) -> tuple[list[Judged], str]:
     judge = open_judge(config, _quiet)
     try:
         found = iter(judge.score([one for task in tasks for one in _single(task)]))
@@ -52,7 +53,7 @@ def _scored(tasks: Sequence[Entry], config: RunConfig) -> list[Judged]:
             judged.append(PairOfRewards(next(found), next(found)))
         else:
             judged.append(next(found) if isinstance(task, JudgeTask) else task)
-    return judged
+    return judged, identity(judge)
 
 
 def _single(task: Entry) -> Iterator[JudgeTask]:

@@ -2,7 +2,8 @@
 
 Safetensors and JSON only: nothing here is unpickled, and tensors are stored in full, so a run may resume on another
 number of ranks. A folder is written under a temporary name, every file flushed to disk, `MANIFEST.json` (sizes and
-SHA-256) last, then renamed. Only a folder whose manifest verifies is ever loaded.
+SHA-256) last, then renamed. Only a folder whose manifest verifies is ever loaded. No state of a random generator is
+among them: order, sampling and augmentation are drawn from the seed and the place in the run, which are.
 """
 
 from __future__ import annotations

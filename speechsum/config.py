@@ -210,6 +210,8 @@ class EndpointConfig(Section):
     `judge`: scores compare, and the cache answers, only within one. Within a minute at most `retry_share` of the
     requests are retries (and at least `retries * concurrency` may be). After `circuit_after` calls in a row that
     reached no working server all calls fail at once for `circuit_cooldown_s` seconds; then one goes out to see.
+    `top_logprobs` is how many log-probs a rubric judge asks for in the place of each token, to know how sure its marks
+    are; 0 is for a server that refuses to be asked.
     """
 
     url: str = ""
@@ -220,6 +222,7 @@ class EndpointConfig(Section):
     retries: Annotated[int, Field(ge=0)] = 2
     retry_share: Fraction = 0.2
     concurrency: Positive = 16
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] = 5
     circuit_after: Positive = 8
     circuit_cooldown_s: Annotated[float, Field(gt=0)] = 30.0
 

@@ -1,6 +1,7 @@
 """The two kinds of error a person meets, theirs with a remedy and ours, and the end that was asked for."""
 
 import os
+import re
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -22,3 +23,9 @@ class StopAsked(BaseException):
 
     No failure, so no `Exception`: like a KeyboardInterrupt it passes whatever handles failures on its way.
     """
+
+
+def last_line(error: BaseException) -> str:
+    """What went wrong, of an error whose text quotes a whole traceback, as Ray's do."""
+    lines = [line.strip() for line in str(error).splitlines() if re.search(r"\w", line)]
+    return lines[-1] if lines else type(error).__name__

@@ -138,7 +138,8 @@ def hallucination(judgement: Judgement, precision: float | None) -> float | None
     verdicts = [] if precision is None else [precision < 1.0]
     if isinstance(judgement, Reward) and "faithful" in judgement.breakdown:
         quoted = QUOTES in judgement.notes
-        verdicts.append(judgement.breakdown["faithful"] < HARMLESS or quoted)
+        marked = round(4 * judgement.breakdown["faithful"]) / 4  # an expectation is a mark again
+        verdicts.append(marked < HARMLESS or quoted)
     return float(any(verdicts)) if verdicts else None
 
 

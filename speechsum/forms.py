@@ -73,11 +73,16 @@ def form_obeyed(summary: str, instruction: str) -> float | None:
     return float(_RULES[form](summary))
 
 
+def unfenced(text: str) -> str:
+    """Without the Markdown fence that a model may put around all of its JSON."""
+    fenced = _FENCED.match(text)
+    return fenced[1] if fenced else text
+
+
 def parsed_json(text: str) -> dict[str, Any] | list[Any] | None:
     """An object or a list and nothing else, None for the rest; one Markdown fence around all of it is taken off."""
-    fenced = _FENCED.match(text)
     try:
-        value = json.loads(fenced.group(1) if fenced else text)
+        value = json.loads(unfenced(text))
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict | list) else None

@@ -63,15 +63,16 @@ def read_tasks(path: Path | str) -> list[tuple[Entry, Row]]:
     return entries
 
 
-def write_judgements(path: Path | str, rows: Sequence[Row], judgements: Sequence[Judged]) -> None:
+def write_judgements(path: Path | str, rows: Sequence[Row], judgements: Sequence[Judged], judge: str) -> None:
     """Each row with `reward`, `failure`, `gate` and `breakdown` added, in place of any it had. All lines or no file.
 
+    `judge` is the name and version of who scored, of model and prompt, and in every row.
     A row that was compared also has `preferred`: `summary`, `other` or `tie`. One whose two summaries were scored has
     the same four fields again as `other_reward` and so on, and `difference`, null where either failed.
     """
     path = Path(path)
     aside = path.with_name(f".{path.name}.tmp")
-    lines = [_line(row, judgement) for row, judgement in zip(rows, judgements, strict=True)]
+    lines = [_line(row | {"judge": judge}, judgement) for row, judgement in zip(rows, judgements, strict=True)]
     try:
         with aside.open("wb") as sink:
             sink.writelines(lines)

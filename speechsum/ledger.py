@@ -39,17 +39,19 @@ SCHEMA = pa.schema(
         pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
         pa.field("logprobs", pa.list_(pa.float32()), nullable=False),
         pa.field("reward", pa.float64()),
+        pa.field("judge", pa.string(), nullable=False),
         pa.field("breakdown", pa.string(), nullable=False),
         pa.field("judge_failure", pa.string(), nullable=False),
-        pa.field("gate", pa.string()),
+        pa.field("gate", pa.string(), nullable=False),
         pa.field("advantage", pa.float64()),
         pa.field("pair", pa.int32()),
         pa.field("preferred", pa.bool_()),
     ]
 )
-"""`breakdown` is a JSON object of numbers; `judge_failure` is "" or `kind: detail`.
+"""`judge` is the judge's name with the versions of its model and prompt, or "" where nobody judged.
 
-`gate` names the rule that turned a completion down before the judge saw it, or is ""; null in parts older than it.
+`breakdown` is a JSON object of numbers; `judge_failure` is "" or `kind: detail`. `gate` names the rule that turned a
+completion down before the judge saw it, or is "".
 
 `pair` numbers the pairs of a prompt, and `preferred` says which side of it a trajectory is; null where it is on none.
 """
@@ -79,10 +81,11 @@ class LedgerRow:
     token_ids: Sequence[int]
     logprobs: Sequence[float]
     reward: float | None
+    judge: str
     breakdown: dict[str, float]
     judge_failure: str
+    gate: str
     advantage: float | None
-    gate: str = ""
     pair: int | None = None
     preferred: bool | None = None
 

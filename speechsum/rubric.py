@@ -10,11 +10,15 @@ from __future__ import annotations
 import json
 import math
 import re
+from bisect import bisect_right
+from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any
 
-from speechsum.types import FailureKind, JudgeFailure, JudgeTask, Reward
+from speechsum.forms import unfenced
+from speechsum.types import ChatAnswer, FailureKind, JudgeFailure, JudgeTask, Reward
 
-RUBRIC_VERSION = "rubric-1"
+RUBRIC_VERSION = "rubric-2"
 """Changes with any word of the prompt or any weight; part of a judgement's identity in caches and reports."""
 
 WEIGHTS = {"faithful": 0.4, "covers": 0.3, "obeys": 0.2, "clear": 0.1}
@@ -54,7 +58,6 @@ _REFUSAL = re.compile(
     r"|as an ai\b|(?:unable|not able) to (?:assist|help|comply|evaluate|assess|provide))",
     re.IGNORECASE,
 )
-_FENCED = re.compile(r"\A\s*```(?:json)?\s*\n(.*)\n\s*```\s*\Z", re.DOTALL)
 
 
 def rubric_messages(task: JudgeTask, *, reminder: str = "") -> list[dict[str, str]]:
@@ -95,12 +98,44 @@ def rubric_schema() -> dict[str, Any]:
     }
 
 
-def parse_rubric(text: str) -> Reward | JudgeFailure:
-    """The judge's answer as a reward, or why it is none. Never raises and never guesses a missing score."""
-    answer = parse_object(text)
-    if isinstance(answer, JudgeFailure):
-        return answer
-    return _problem(answer) or _reward(answer)
+def parse_rubric(answer: ChatAnswer) -> Reward | JudgeFailure:
+    """The judge's answer as a reward, or why it is none. Never raises and never guesses a missing score.
+
+    Where log-probs of its tokens are given, a mark counts as its expectation over the digits that could have stood
+    there (G-Eval, Liu et al. 2023): it tells a sure 4 from one that was nearly a 3, so fewer summaries tie.
+    """
+    marks = parse_object(answer.text)
+    if isinstance(marks, JudgeFailure):
+        return marks
+    return _problem(marks) or _reward(marks, expected_marks(answer))
+
+
+def expected_marks(answer: ChatAnswer) -> dict[str, float]:
+    """Mean of each criterion's mark, from 1 to 5, over the likeliest tokens in the place of its digit.
+
+    Tokens that are no mark there have no part in it. A criterion is absent where the tokens do not make up the text, or
+    say nothing of it.
+    """
+    if "".join(token for token, _ in answer.tokens) != answer.text:
+        return {}
+    ends = list(accumulate(len(token) for token, _ in answer.tokens))
+    places = {criterion: re.search(rf'"{criterion}"\s*:\s*([1-5])', answer.text) for criterion in WEIGHTS}
+    found: dict[str, float] = {}
+    for criterion, place in places.items():
+        if place:
+            at = bisect_right(ends, place.start(1))
+            token, chances = answer.tokens[at]
+            before = place.start(1) - (ends[at] - len(token))
+            marks = _marks(chances, token[:before], token[before + 1 :])
+            if total := math.fsum(marks.values()):
+                found[criterion] = math.fsum(mark * chance for mark, chance in marks.items()) / total
+    return found
+
+
+def _marks(chances: Mapping[str, float], before: str, after: str) -> dict[int, float]:
+    """Probability of each mark among tokens that have one between `before` and `after`."""
+    probabilities = {mark: chances.get(f"{before}{mark}{after}", -math.inf) for mark in range(1, 6)}
+    return {mark: math.exp(min(0.0, logprob)) for mark, logprob in probabilities.items() if not math.isnan(logprob)}
 
 
 def parse_object(text: str) -> dict[str, Any] | JudgeFailure:
@@ -111,9 +146,8 @@ def parse_object(text: str) -> dict[str, Any] | JudgeFailure:
     """
     if len(text) > MAX_ANSWER_BYTES or len(text.encode("utf-8", "replace")) > MAX_ANSWER_BYTES:
         return JudgeFailure(FailureKind.TOO_LARGE, f"answer of {len(text)} characters")
-    fenced = _FENCED.match(text)
     try:
-        answer = json.loads(fenced.group(1) if fenced else text, object_pairs_hook=_unique_keys)
+        answer = json.loads(unfenced(text), object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
         if "{" not in text and _REFUSAL.search(text.replace("\u2019", "'")):
             return JudgeFailure(FailureKind.REFUSED, excerpt(text))
@@ -123,11 +157,11 @@ def parse_object(text: str) -> dict[str, Any] | JudgeFailure:
     return answer
 
 
-def combine(scores: dict[str, int]) -> float:
+def combine(marks: Mapping[str, float], *, unfaithful: bool) -> float:
     """Weighted mean of the criteria mapped to [0, 1]; what is not faithful cannot be good, however well it reads."""
-    value = math.fsum(weight * (scores[criterion] - 1) / 4 for criterion, weight in WEIGHTS.items())
+    value = math.fsum(weight * (marks[criterion] - 1) / 4 for criterion, weight in WEIGHTS.items())
     value = round(value, 6)
-    return min(value, UNFAITHFUL_CAP) if scores["faithful"] <= UNFAITHFUL_AT else value
+    return min(value, UNFAITHFUL_CAP) if unfaithful else value
 
 
 def _problem(answer: dict[str, Any]) -> JudgeFailure | None:
@@ -147,13 +181,14 @@ def _problem(answer: dict[str, Any]) -> JudgeFailure | None:
     return None
 
 
-def _reward(answer: dict[str, Any]) -> Reward:
-    breakdown = {criterion: (answer[criterion] - 1) / 4 for criterion in WEIGHTS}
+def _reward(answer: dict[str, Any], expected: Mapping[str, float]) -> Reward:
+    marks = {criterion: expected.get(criterion, answer[criterion]) for criterion in WEIGHTS}
+    breakdown = {criterion: (mark - 1) / 4 for criterion, mark in marks.items()}
     notes = reason_of(answer)
     quotes = [_utf8(quote)[:120] for quote in answer["unsupported"][:MAX_QUOTES]]
     if quotes:
         notes += f" | unsupported: {'; '.join(quotes)}"
-    return Reward(combine(answer), breakdown, notes=notes)
+    return Reward(combine(marks, unfaithful=answer["faithful"] <= UNFAITHFUL_AT), breakdown, notes=notes)
 
 
 def reason_of(answer: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ type of its own. Shape suffixes: ``P`` prompt tokens, ``R`` response tokens.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -109,6 +110,18 @@ class TrajectoryGroup:
     trajectories: tuple[Trajectory, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class ChatAnswer:
+    """What a chat model answered. Endpoint -> the rules that read it.
+
+    `tokens` has every token of the text and the log-probs of the likeliest in its place, itself among them; it is empty
+    where the server was not asked for them or does not tell.
+    """
+
+    text: str
+    tokens: tuple[tuple[str, Mapping[str, float]], ...] = ()
+
+
 class FailureKind(StrEnum):
     """Why a judge or a teacher has no answer. Each kind is a metric; none is ever turned into a number."""
 
@@ -192,12 +205,13 @@ class ScoredGroup:
     """A group with a judgement for each trajectory, in the same order. Judge actor -> controller.
 
     `preferences` are a pairwise judge's, of every two trajectories; the judgements are then how each fared in its
-    group. Other judges have none.
+    group. Other judges have none. `judge` is its name and version, of model and prompt; scores compare only within one.
     """
 
     group: TrajectoryGroup
     judgements: tuple[Judgement, ...]
     preferences: tuple[Preference, ...] = ()
+    judge: str = ""
 
     @property
     def answers(self) -> tuple[Judgement, ...]:

@@ -30,7 +30,7 @@ def rows_of(key: Key, step: int) -> list[LedgerRow]:
             trajectory_id=trajectory_id("run", *key, sample), run_id="run", stage="load", epoch=key[0],
             prompt_id=key[1], sample=sample, group_step=step, drop_reason="", policy_version=0, prompt_tokens=1,
             response_tokens=1, finish_reason="stop", text="", token_ids=[1], logprobs=[-1.0], reward=1.0,
-            breakdown={}, judge_failure="", advantage=0.0,
+            judge="", breakdown={}, judge_failure="", gate="", advantage=0.0,
         )
         for sample in range(SIZE)
     ]  # fmt: skip

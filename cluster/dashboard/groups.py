@@ -21,8 +21,6 @@ HEAVY = ("token_ids", "logprobs", "run_id", "trajectory_id")
 """Columns that nobody looks at; they are most of the ledger's bytes."""
 
 COLUMNS = [name for name in SCHEMA.names if name not in HEAVY]
-UNNAMED_GATE = "gate"
-"""Of a reward of 0 without a breakdown in a ledger from before it named the gates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +129,9 @@ def _grouped(rows: Iterable[dict[str, Any]]) -> list[Group]:
 
 def _summary(row: Mapping[str, Any]) -> Summary:
     breakdown = json.loads(row["breakdown"], parse_constant=lambda _: None)
-    unnamed = row["gate"] is None and row["reward"] == 0 and not breakdown
     return Summary(
         sample=row["sample"], text=row["text"], reward=row["reward"], breakdown=breakdown,
-        gate=UNNAMED_GATE if unnamed else row["gate"] or "", judge_failure=row["judge_failure"],
+        gate=row["gate"], judge_failure=row["judge_failure"],
         step=row["group_step"], drop_reason=row["drop_reason"], policy_version=row["policy_version"],
         tokens=row["response_tokens"], finish_reason=row["finish_reason"], advantage=row["advantage"],
         pair=row["pair"], preferred=row["preferred"],

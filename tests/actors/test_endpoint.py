@@ -26,7 +26,7 @@ from actors.endpoint import (
 )
 from speechsum.config import EndpointConfig
 from speechsum.errors import UserError
-from speechsum.types import FailureKind, JudgeFailure
+from speechsum.types import ChatAnswer, FailureKind, JudgeFailure
 
 SECRET = "sk-do-not-show-1234"
 MESSAGES = [{"role": "user", "content": "hello"}]
@@ -51,6 +51,10 @@ class Reply:
 def says(text: object, **choice: Any) -> Reply:
     body = {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop", **choice}]}
     return Reply(body=json.dumps(body).encode())
+
+
+def said(answer: ChatAnswer | JudgeFailure) -> str | JudgeFailure:
+    return answer.text if isinstance(answer, ChatAnswer) else answer
 
 
 class FakeServer:
@@ -174,7 +178,7 @@ def ask(
     async def run() -> None:
         endpoint = Endpoint(config, sleep=sleep, jitter=lambda: jitter, clock=clock)
         for _ in range(times):
-            asked.answers += await asyncio.gather(*(endpoint.chat(MESSAGES) for _ in range(together)))
+            asked.answers += map(said, await asyncio.gather(*(endpoint.chat(MESSAGES) for _ in range(together))))
             clock.now += between_s
         asked.counts, asked.served = endpoint.counts(), endpoint.served_models
         await endpoint.close()
@@ -199,7 +203,7 @@ def test_the_request_is_what_the_protocol_asks_for(
         assert SECRET not in repr(endpoint)
         answer = await endpoint.chat(MESSAGES, json_schema={"type": "object"}, max_tokens=7)
         await endpoint.close()
-        return answer
+        return said(answer)
 
     assert asyncio.run(run()) == "yes"
     assert server.paths == ["/v1/chat/completions"]
@@ -210,6 +214,40 @@ def test_the_request_is_what_the_protocol_asks_for(
         "type": "json_schema",
         "json_schema": {"name": "judgement", "schema": {"type": "object"}, "strict": True},
     }
+
+
+PLACE = {
+    "token": "ye",
+    "logprob": -0.5,
+    "top_logprobs": [{"token": "ye", "logprob": -0.5}, {"token": "n", "logprob": -1}],
+}
+LIKELY = ("ye", {"ye": -0.5, "n": -1.0})
+
+
+@pytest.mark.parametrize(
+    ("told", "tokens"),
+    [
+        ({"content": [PLACE, {"token": "s", "logprob": 0, "top_logprobs": []}]}, (LIKELY, ("s", {"s": 0.0}))),
+        (None, ()),
+        ({"content": None}, ()),
+        ({"content": [PLACE | {"logprob": None}]}, ()),
+        ({"content": [PLACE | {"token": 5}]}, ()),
+        ({"tokens": ["ye", "s"]}, ()),
+    ],
+)
+def test_log_probs_are_read_where_they_are_told_in_the_protocol_s_form(
+    serve: Callable[..., FakeServer], told: object, tokens: object
+) -> None:
+    server = serve(says("yes", logprobs=told))
+
+    async def run() -> ChatAnswer | JudgeFailure:
+        endpoint = Endpoint(EndpointConfig(url=server.url, model="m"))
+        answer = await endpoint.chat(MESSAGES, top_logprobs=7)
+        await endpoint.close()
+        return answer
+
+    assert asyncio.run(run()) == ChatAnswer("yes", tokens)
+    assert (server.requests[0]["logprobs"], server.requests[0]["top_logprobs"]) == (True, 7)
 
 
 @pytest.mark.parametrize(
@@ -370,7 +408,7 @@ def test_a_call_that_waits_to_retry_sees_that_the_circuit_has_opened(serve: Call
         opened.set()
         answer = await first
         await endpoint.close()
-        return answer
+        return said(answer)
 
     assert kind(asyncio.run(run())) is FailureKind.HTTP_ERROR
     assert len(server.requests) == 1 + 2
@@ -443,7 +481,7 @@ def test_a_call_that_is_given_up_frees_slot_and_probe(serve: Callable[..., FakeS
         await asyncio.gather(probe, return_exceptions=True)
         answers.append(await endpoint.chat(MESSAGES))
         await endpoint.close()
-        return answers
+        return [said(answer) for answer in answers]
 
     failed, back = asyncio.run(run())
     assert (kind(failed), back) == (FailureKind.HTTP_ERROR, "back")

@@ -177,7 +177,7 @@ def test_group_is_scored_in_order():
     group = TrajectoryGroup(Prompt("p", AudioRef("/a"), ASK, TALK), read_only([1], "int32"), trajectories)
     judge = LikelihoodJudge(StandInScorer(), "x")
     (scored,) = score_groups(judge, [group])
-    assert scored.group is group
+    assert (scored.group is group, scored.judge) == (True, "likelihood/x/likelihood-1")
     assert scored.judgements == tuple(judge.score([JudgeTask(TALK, ASK, t) for t in texts]))
 
 

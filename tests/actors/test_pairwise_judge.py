@@ -187,4 +187,5 @@ def test_every_two_of_a_group_are_compared(judge_of: JudgeOf) -> None:
     assert isinstance(last, Reward)
     assert (last.gate, last.breakdown) == ("empty", {"won": 0.0, "lost": 2.0, "abstained": 0.0})
     assert fared(two.judgements) == pytest.approx([0.95, 0.05])
+    assert {three.judge, two.judge} == {"pairwise/big/pairwise-1"}
     assert len(transport.shown) == 4  # the empty one needs no judge

@@ -83,7 +83,8 @@ def row(prompt: int, sample: int, stage: str = "reward", step: int | None = 1, *
         "prompt_id": f"p{prompt}", "sample": sample, "group_step": step, "drop_reason": "" if step else "stale",
         "policy_version": 4, "prompt_tokens": 50, "response_tokens": 12, "finish_reason": "stop",
         "text": f"Tone {prompt}, said the {sample + 1}. way.", "token_ids": [1, 2], "logprobs": [-1.0, -2.0],
-        "reward": 0.25 * sample if judged else None, "judge_failure": "",
+        "reward": 0.25 * sample if judged else None, "judge": "fake/1" if judged else "",
+        "judge_failure": "", "gate": "",
         "breakdown": {"faithful": 0.25 * sample, "clear": 1.0} if judged else {},
         "advantage": None if step is None else sample - 1.5,
     }  # fmt: skip

@@ -226,7 +226,7 @@ class FakePorts:
             self._drop(key, "equal_rewards")
         elif "teacher" not in self.stage.kind.scorers:
             self.buffered[key] = min(self.made[serial][1] for serial in serials)
-        return ScoredGroup(group, tuple(judgements))
+        return ScoredGroup(group, tuple(judgements), judge="fake/1")
 
     def _teach(self, group: TrajectoryGroup) -> tuple[Lesson, ...]:
         serials = [int(t.token_ids[0]) for t in group.trajectories]
@@ -787,6 +787,7 @@ def test_the_ledger_of_a_whole_run_holds_every_trajectory_once(tmp_path: Path) -
         judgement = ports.judgements[row["token_ids"][0]]
         assert row["reward"] == (judgement.value if isinstance(judgement, Reward) else None)
         assert row["judge_failure"] == ("timeout" if isinstance(judgement, JudgeFailure) else "")
+        assert row["judge"] == "fake/1"
         assert row["gate"] == (judgement.gate if isinstance(judgement, Reward) else "")
     trained = {(row["epoch"], row["prompt_id"]): row["group_step"] for row in rows if row["group_step"]}
     assert set(trained) == set(ports.trained)

@@ -166,17 +166,6 @@ def test_a_damaged_part_is_told_and_the_rest_is_shown(tmp_path: Path) -> None:
     assert "part-00001.parquet cannot be read" in reader.problems[0]
 
 
-def test_a_ledger_without_gates_still_tells_a_gated_summary(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
-    ledger.record([row(1, 0, reward=0.0, breakdown={}), row(1, 1)])
-    ledger.flush()
-    part = tmp_path / "trajectories/part-00000.parquet"
-    pq.write_table(pq.read_table(part).drop_columns(["gate"]), part)
-    reader = LedgerReader(part.parent)
-    reader.poll()
-    assert [s.gate for s in reader.groups[0].summaries] == ["gate", ""]
-
-
 # --- a run ---------------------------------------------------------------------------------------------------------
 
 

@@ -45,6 +45,7 @@ def scored(folder: Path, *overrides: str) -> list[dict[str, Any]]:
 def test_a_judge_of_single_summaries_scores_both(tmp_path: Path) -> None:
     alone, pair, bad, exchanged = scored(tmp_path, "judge.kind=lexical")
     assert alone["reward"] > 0.0
+    assert {row["judge"] for row in (alone, pair, bad, exchanged)} == {"lexical/lexical-1"}
     assert "difference" not in alone
     assert (pair["reward"], exchanged["other_reward"]) == (alone["reward"], alone["reward"])
     assert pair["difference"] == -exchanged["difference"] == pair["reward"] - pair["other_reward"] > 0

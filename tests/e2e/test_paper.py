@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -106,14 +107,22 @@ def test_a_run_on_the_pairs_that_another_has_made(
     folder, _ = finished
     assert len(read_pairs(folder)) == 4
     stage = {
-        "name": "offline", "steps": 2, "groups_per_step": 2, "optimizer": OPTIMIZER,
+        "name": "offline", "steps": 2, "groups_per_step": 2, "checkpoint_every": 1, "optimizer": OPTIMIZER,
         "loss": {"kind": "dpo", "beta": 1.0, "pairs": str(folder)},
     }  # fmt: skip
     tree = recipe | {"stage": [stage], "eval": recipe["eval"] | {"clips": 0}}
-    run(parse(tree, "offline"), tmp_path / "run", address=None, resume=False, overwrite=False)
-    told = lines(tmp_path / "run", "offline")
+    config, target = parse(tree, "offline"), tmp_path / "run"
+    run(config, target, address=None, resume=False, overwrite=False)
+    told = lines(target, "offline")
     assert told[0]["learner/loss"] == pytest.approx(0.6931, abs=1e-3)
+    assert abs(told[1]["learner/loss"] - 0.6931) > 0.1
     assert all(not any(name.startswith(("judge/", "rollout/")) for name in line) for line in told)
+    shutil.rmtree(max((target / "checkpoints").glob("step_*")))
+    (target / "summary.json").unlink()
+    run(config, target, address=None, resume=True, overwrite=False)
+    again = lines(target, "offline")
+    assert [line["step"] for line in again] == [1, 2]
+    assert again[1]["learner/loss"] == pytest.approx(told[1]["learner/loss"], abs=1e-5)  # the reference is still step 0
 
 
 def test_a_teacher_of_any_vocabulary_writes_references(

@@ -65,8 +65,8 @@ def test_its_language_model_answers(starter: Path) -> None:
     assert "Paris" in tokenizer.decode(answer)
 
 
-@pytest.mark.parametrize("name", ["aligned", "early", "terse"])
-def test_its_adapters_are_small_and_fit(name: str) -> None:
+@pytest.mark.parametrize("name", ["aligned", "early", "teacher", "terse"])
+def test_its_adapters_are_small(name: str) -> None:
     path = resources.files("speechsum.starter") / f"{name}.safetensors"
     assert Path(str(path)).stat().st_size <= MAX_ADAPTER_BYTES
 

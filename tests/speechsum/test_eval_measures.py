@@ -6,7 +6,7 @@ import pytest
 
 from speechsum.eval_measures import MEASURES, adherence, f1, gated, hallucination, measure, overall, reward
 from speechsum.rubric import parse_rubric
-from speechsum.types import AudioRef, FailureKind, JudgeFailure, Judgement, Prompt, Reward
+from speechsum.types import AudioRef, ChatAnswer, FailureKind, JudgeFailure, Judgement, Prompt, Reward
 
 FAILED = JudgeFailure(FailureKind.TIMEOUT, "60 s")
 GATED = Reward(0.0, gate="empty")
@@ -14,10 +14,8 @@ GATED = Reward(0.0, gate="empty")
 
 def filled_in(faithful: int = 5, obeys: int = 5, quotes: str = "[]") -> Judgement:
     """What the rubric judge says, by way of its own parser."""
-    return parse_rubric(
-        f'{{"unsupported": {quotes}, "reason": "as heard", "faithful": {faithful}, "covers": 5, "obeys": {obeys}, '
-        '"clear": 5}'
-    )
+    text = f'{{"unsupported": {quotes}, "reason": "as heard", "faithful": {faithful}, "covers": 5, "obeys": {obeys}, '
+    return parse_rubric(ChatAnswer(f'{text}"clear": 5}}'))
 
 
 @pytest.mark.parametrize(

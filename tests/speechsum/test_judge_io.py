@@ -12,6 +12,7 @@ from speechsum.judge_io import Judged, PairOfRewards, as_preference, read_tasks,
 from speechsum.types import FailureKind, JudgeFailure, Judgement, JudgeTask, PairTask, Reward
 
 GOOD = {"transcript": "t", "instruction": "i", "summary": "s"}
+JUDGE = "rubric/big/rubric-2"
 
 
 def written(path: Path, *lines: str) -> Path:
@@ -80,10 +81,16 @@ def test_judgements_are_written_beside_their_rows(tmp_path: Path) -> None:
         Reward(0.0, gate="empty"),
         JudgeFailure(FailureKind.TIMEOUT, "no answer"),
     ]
-    write_judgements(out, [GOOD, GOOD | {"reward": "old"}, GOOD], judgements)
+    write_judgements(out, [GOOD, GOOD | {"reward": "old", "judge": "old"}, GOOD], judgements, JUDGE)
     scored, gated, failed = (json.loads(line) for line in out.read_text(encoding="utf-8").splitlines())
-    assert scored == GOOD | {"reward": 0.75, "failure": None, "gate": "", "breakdown": {"faithful": 1.0}}
-    assert gated == GOOD | {"reward": 0.0, "failure": None, "gate": "empty", "breakdown": {}}
+    assert scored == GOOD | {
+        "judge": JUDGE,
+        "reward": 0.75,
+        "failure": None,
+        "gate": "",
+        "breakdown": {"faithful": 1.0},
+    }
+    assert gated == GOOD | {"judge": JUDGE, "reward": 0.0, "failure": None, "gate": "empty", "breakdown": {}}
     assert failed["reward"] is None
     assert failed["failure"] == {"kind": "timeout", "detail": "no answer"}
     assert [p.name for p in tmp_path.iterdir()] == ["out.jsonl"]
@@ -105,10 +112,10 @@ def test_pairs_are_told_by_who_judged_them(tmp_path: Path) -> None:
         as_preference(Reward(0.25)),
         as_preference(failed),
     ]
-    write_judgements(tmp_path / "out.jsonl", [row] * len(judged), judged)
+    write_judgements(tmp_path / "out.jsonl", [row] * len(judged), judged, JUDGE)
     both, half, *compared = (json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines())
     assert both == row | {
-        "reward": 0.75, "failure": None, "gate": "", "breakdown": {"faithful": 1.0},
+        "judge": JUDGE, "reward": 0.75, "failure": None, "gate": "", "breakdown": {"faithful": 1.0},
         "other_reward": 0.5, "other_failure": None, "other_gate": "g", "other_breakdown": {}, "difference": 0.25,
     }  # fmt: skip
     assert (half["reward"], half["other_reward"], half["difference"]) == (0.75, None, None)
@@ -121,7 +128,7 @@ def test_pairs_are_told_by_who_judged_them(tmp_path: Path) -> None:
 
 def test_output_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot write"):
-        write_judgements(tmp_path / "absent/out.jsonl", [GOOD], [Reward(1.0)])
+        write_judgements(tmp_path / "absent/out.jsonl", [GOOD], [Reward(1.0)], JUDGE)
 
 
 json_values = st.recursive(
@@ -136,7 +143,7 @@ json_values = st.recursive(
 def test_a_row_out_for_each_row_in(tmp_path: Path, rows: list[object]) -> None:
     entries = read_tasks(written(tmp_path / "in.jsonl", *(json.dumps(row) for row in rows)))
     judgements = [task if isinstance(task, JudgeFailure) else Reward(0.5) for task, _ in entries]
-    write_judgements(tmp_path / "out.jsonl", [row for _, row in entries], judgements)
+    write_judgements(tmp_path / "out.jsonl", [row for _, row in entries], judgements, JUDGE)
     lines = (tmp_path / "out.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     assert len(lines) == len(rows)
     assert all((json.loads(line)["reward"] is None) != (json.loads(line)["failure"] is None) for line in lines)

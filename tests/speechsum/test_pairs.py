@@ -111,7 +111,7 @@ def ledger_row(sample: int, text: str, pair: int | None, preferred: bool | None)
         trajectory_id=f"t{sample}", run_id="r", stage="dpo", epoch=0, prompt_id="a", sample=sample,
         group_step=1 if pair is not None else None, drop_reason="" if pair is not None else "no_pair",
         policy_version=0, prompt_tokens=3, response_tokens=2, finish_reason="stop", text=text, token_ids=[1, 2],
-        logprobs=[-1.0, -1.0], reward=0.5, breakdown={}, judge_failure="", advantage=None, pair=pair,
+        logprobs=[-1.0, -1.0], reward=0.5, judge="", breakdown={}, judge_failure="", gate="", advantage=None, pair=pair,
         preferred=preferred,
     )  # fmt: skip
 

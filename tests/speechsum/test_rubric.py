@@ -2,19 +2,41 @@
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechsum.rubric import MAX_ANSWER_BYTES, WEIGHTS, parse_rubric, quoted, rubric_messages, rubric_schema
-from speechsum.types import FailureKind, JudgeFailure, JudgeTask, Reward
+from speechsum.rubric import (
+    MAX_ANSWER_BYTES,
+    WEIGHTS,
+    expected_marks,
+    parse_rubric,
+    quoted,
+    rubric_messages,
+    rubric_schema,
+)
+from speechsum.types import ChatAnswer, FailureKind, JudgeFailure, JudgeTask, Reward
 
 GOOD = {"unsupported": [], "reason": "fine", "faithful": 5, "covers": 4, "obeys": 3, "clear": 2}
 
 
 def answer(**changes: object) -> str:
     return json.dumps({**GOOD, **changes})
+
+
+def parsed(text: str, tokens: Sequence[tuple[str, Mapping[str, float]]] = ()) -> Reward | JudgeFailure:
+    return parse_rubric(ChatAnswer(text, tuple(tokens)))
+
+
+def tokens_of(text: str, **chances: Mapping[str, float]) -> list[tuple[str, dict[str, float]]]:
+    """A token for each character, sure of itself but for the digits of some criteria."""
+    tokens = [(character, {character: 0.0}) for character in text]
+    for criterion, own in chances.items():
+        place = text.index(f'"{criterion}": ') + len(criterion) + 4
+        tokens[place] = (text[place], {digit: math.log(chance) for digit, chance in own.items()})
+    return tokens
 
 
 @pytest.mark.parametrize(
@@ -32,11 +54,48 @@ def answer(**changes: object) -> str:
     ],
 )
 def test_reward_by_hand(faithful: int, covers: int, obeys: int, clear: int, value: float) -> None:
-    judged = parse_rubric(answer(faithful=faithful, covers=covers, obeys=obeys, clear=clear))
+    judged = parsed(answer(faithful=faithful, covers=covers, obeys=obeys, clear=clear))
     assert isinstance(judged, Reward)
     assert judged.value == pytest.approx(value, abs=1e-9)
     expected = {"faithful": faithful, "covers": covers, "obeys": obeys, "clear": clear}
     assert judged.breakdown == {name: (n - 1) / 4 for name, n in expected.items()}
+
+
+def test_a_mark_is_its_expectation_over_the_digits_where_log_probs_are_given() -> None:
+    text = answer(faithful=5, covers=4, obeys=4, clear=4)
+    tokens = tokens_of(text, faithful={"5": 0.5, "4": 0.25, "}": 0.25}, covers={"4": 0.5, "2": 0.5})
+    judged = parsed(text, tokens)
+    assert isinstance(judged, Reward)
+    # faithful (0.5 * 5 + 0.25 * 4) / 0.75 = 14/3, what is no mark left out; covers 3
+    assert judged.breakdown == pytest.approx({"faithful": 11 / 12, "covers": 0.5, "obeys": 0.75, "clear": 0.75})
+    assert judged.value == pytest.approx(0.4 * 11 / 12 + 0.3 * 0.5 + 0.3 * 0.75, abs=1e-6)
+
+
+def test_a_token_may_hold_more_than_its_digit() -> None:
+    head, tail = answer().split("5, ", 1)
+    chances = {" 5,": math.log(0.75), " 3,": math.log(0.25), " 1": 0.0}
+    tokens = [(head[:-1], {}), (" 5,", chances), (f" {tail}", {})]
+    assert expected_marks(ChatAnswer(answer(), tuple(tokens))) == pytest.approx({"faithful": 4.5})
+
+
+@pytest.mark.parametrize(
+    "chances", [{"5": math.nan}, {"5": -math.inf}, {"x": 0.0}, {}],
+)  # fmt: skip
+def test_log_probs_that_say_nothing_change_no_mark(chances: dict[str, float]) -> None:
+    text = answer()
+    tokens = [(c, chances if c.isdigit() else {c: 0.0}) for c in text]
+    assert parsed(text, tokens) == parsed(text)
+
+
+def test_tokens_of_another_text_are_not_believed() -> None:
+    assert parsed(answer(), tokens_of(answer(faithful=5)[1:], faithful={"1": 1.0})) == parsed(answer())
+
+
+def test_an_answer_that_calls_a_summary_unfaithful_caps_its_reward_however_unsure_it_is() -> None:
+    text = answer(faithful=2, covers=5, obeys=5, clear=5)
+    judged = parsed(text, tokens_of(text, faithful={"2": 0.5, "5": 0.5}))
+    assert isinstance(judged, Reward)
+    assert judged.value == 0.3
 
 
 @pytest.mark.parametrize(
@@ -73,19 +132,19 @@ def test_reward_by_hand(faithful: int, covers: int, obeys: int, clear: int, valu
     ],
 )
 def test_unusable_answers_are_failures_with_a_kind(text: str, kind: FailureKind) -> None:
-    judged = parse_rubric(text)
+    judged = parsed(text)
     assert isinstance(judged, JudgeFailure)
     assert judged.kind is kind
     assert len(judged.detail) < 300
 
 
 def test_one_markdown_fence_around_everything_is_taken_off() -> None:
-    assert isinstance(parse_rubric(f"```json\n{answer()}\n```"), Reward)
-    assert isinstance(parse_rubric(f"ok\n```json\n{answer()}\n```"), JudgeFailure)
+    assert isinstance(parsed(f"```json\n{answer()}\n```"), Reward)
+    assert isinstance(parsed(f"ok\n```json\n{answer()}\n```"), JudgeFailure)
 
 
 def test_notes_hold_reason_and_quotes_cut_to_size() -> None:
-    judged = parse_rubric(answer(reason="word " * 100, unsupported=["in Rome\ud800"] * 9))
+    judged = parsed(answer(reason="word " * 100, unsupported=["in Rome\ud800"] * 9))
     assert isinstance(judged, Reward)
     assert judged.notes.count("word") == 40
     assert judged.notes.count("in Rome") == 5
@@ -95,13 +154,13 @@ def test_notes_hold_reason_and_quotes_cut_to_size() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.text() | st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists).map(json.dumps))
 def test_nothing_makes_the_parser_raise(text: str) -> None:
-    assert isinstance(parse_rubric(text), Reward | JudgeFailure)
+    assert isinstance(parsed(text), Reward | JudgeFailure)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.fixed_dictionaries({name: st.integers(-2, 8) | st.floats() | st.booleans() for name in WEIGHTS}))
 def test_a_reward_comes_from_four_whole_numbers_only(scores: dict[str, object]) -> None:
-    judged = parse_rubric(answer(**scores))
+    judged = parsed(answer(**scores))
     if isinstance(judged, Reward):
         assert all(type(score) is int for score in scores.values())
         assert 0.0 <= judged.value <= 1.0
