@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -183,9 +184,9 @@ def _check_pushes(engine: Engine, student: Student) -> None:
     assert weights(engine) == adapted != untouched
 
 
-# --- the table -------------------------------------------------------------------------------------------------------
+# --- the tables ------------------------------------------------------------------------------------------------------
 
-DOCS = Path(__file__).parents[2] / "docs" / "families.md"
+ROOT = Path(__file__).parents[2]
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
 HEAD = (
     "`model.family`",
@@ -206,24 +207,34 @@ def row(student: Student) -> tuple[str, ...]:
             f"`{family.projector.rpartition('.')[2]}`", "agree")  # fmt: skip
 
 
-def table() -> str:
-    """Markdown, the families that passed and those that are refused."""
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    head, *rest = lines
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ("---",) * len(head), *rest))
+
+
+def tables() -> dict[Path, str]:
+    """The families that passed and those that are refused, in full and, for the README, by name and result."""
     refused = [(f"`{name}`", "", "", "", "", f"refused: {why}") for name, why in UNSUPPORTED_FAMILIES.items()]
-    lines = [HEAD, ("---",) * len(HEAD), *(ROWS[name] for name in BUILDERS), *refused]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    lines = [HEAD, *(ROWS[name] for name in BUILDERS), *refused]
+    short = [(line[0], line[1], line[-1].partition(":")[0]) for line in lines[1:]]
+    return {
+        ROOT / "docs" / "families.md": markdown(lines),
+        ROOT / "README.md": markdown([(HEAD[0], HEAD[1], HEAD[-1]), *short]),
+    }
 
 
 @pytest.mark.slow
-def test_the_table_is_current() -> None:
+def test_the_tables_are_current() -> None:
     """After a change of the families: WRITE_TABLES=1 pytest tests/cluster/test_families.py."""
     if ROWS.keys() != BUILDERS.keys():
         pytest.skip("not every family ran, or passed")
-    before, _, rest = DOCS.read_text(encoding="utf-8").partition(BEGIN)
-    found, _, after = rest.partition(END)
-    if os.environ.get("WRITE_TABLES"):
-        DOCS.write_text(before + BEGIN + table() + END + after, encoding="utf-8")
-    else:
-        assert found == table()
+    for path, table in tables().items():
+        before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+        found, _, after = rest.partition(END)
+        if os.environ.get("WRITE_TABLES"):
+            path.write_text(before + BEGIN + table + END + after, encoding="utf-8")
+        else:
+            assert found == table
 
 
 def test_every_family_is_tested_or_refused() -> None:
