@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from speechsum.forms import form_obeyed
 from speechsum.obeying import obeyed
 from speechsum.rewards import loop_share, words
+from speechsum.rubric import whole_mark
 from speechsum.textscores import copied_share, fact_precision, fact_recall, length_obeyed, rouge_l, word_error_rate
 from speechsum.types import Judgement, Prompt, Reward
 
@@ -138,8 +139,7 @@ def hallucination(judgement: Judgement, precision: float | None) -> float | None
     verdicts = [] if precision is None else [precision < 1.0]
     if isinstance(judgement, Reward) and "faithful" in judgement.breakdown:
         quoted = QUOTES in judgement.notes
-        marked = round(4 * judgement.breakdown["faithful"]) / 4  # an expectation is a mark again
-        verdicts.append(marked < HARMLESS or quoted)
+        verdicts.append(whole_mark(judgement.breakdown["faithful"]) < HARMLESS or quoted)
     return float(any(verdicts)) if verdicts else None
 
 

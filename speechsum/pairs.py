@@ -15,10 +15,8 @@ from speechsum.errors import UserError
 from speechsum.ledger import FOLDER, read_ledger
 from speechsum.objectives import PairRules
 from speechsum.pairwise import preferred
+from speechsum.rubric import whole_mark
 from speechsum.types import FailureKind, JudgeFailure, Judgement, Preference, Reward
-
-FAITHFULNESS = ("faithful", "support")
-"""What judges call it in their breakdown, the rubric's first."""
 
 COLUMNS = ("prompt_id", "chosen", "rejected")
 
@@ -94,10 +92,16 @@ def _allowed(better: Reward, worse: Reward, own: int, other: int, rules: PairRul
 
 
 def _faithfulness(reward: Reward) -> float:
-    """By the judge's own account; least for what a gate turned down, and the same for all where no judge says."""
+    """By the judge's own account; least for what a gate turned down, and the same for all where no judge says.
+
+    The rubric's mark, which is one of five: how sure the judge is of it makes nothing less faithful. The likelihood
+    judge's support.
+    """
     if reward.gate:
         return float("-inf")
-    return next((reward.breakdown[name] for name in FAITHFULNESS if name in reward.breakdown), 0.0)
+    if "faithful" in reward.breakdown:
+        return whole_mark(reward.breakdown["faithful"])
+    return reward.breakdown.get("support", 0.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,6 +132,11 @@ def expected_marks(answer: ChatAnswer) -> dict[str, float]:
     return found
 
 
+def whole_mark(share: float) -> float:
+    """The mark nearest to an expectation, both mapped to [0, 1] as in a breakdown."""
+    return round(4 * share) / 4
+
+
 def _marks(chances: Mapping[str, float], before: str, after: str) -> dict[int, float]:
     """Probability of each mark among tokens that have one between `before` and `after`."""
     probabilities = {mark: chances.get(f"{before}{mark}{after}", -math.inf) for mark in range(1, 6)}

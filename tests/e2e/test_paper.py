@@ -78,7 +78,7 @@ def test_the_teacher_was_asked_where_the_stage_says_so(finished: tuple[Path, dic
     for line in lines(folder, "opd"):
         assert line["learner/teacher_divergence"] > 0
         assert 0 < line["learner/teacher_top"] <= 1
-        assert 0 <= line["teacher/exposed_s"] <= line["teacher/teach_s"] + 1
+        assert 0 < line["teacher/exposed_s"] <= line["teacher/teach_s"] + 1
         assert line["teacher/failure_share"] == 0
         assert "judge/reward_mean" not in line
     (mix,) = lines(folder, "mix")

@@ -80,6 +80,11 @@ def test_the_less_faithful_is_never_preferred(name: str):
     assert choose_pairs(scored, [5] * 3, FREE) == [(0, 2)]
 
 
+def test_a_mark_that_is_less_sure_is_no_less_faithful():
+    scored = [Reward(0.9, {"faithful": 0.97}), Reward(0.2, {"faithful": 1.0})]
+    assert choose_pairs(scored, [5] * 2, rules(faithful_first=True)) == [(0, 1)]
+
+
 def test_what_a_gate_turned_down_is_least_faithful():
     scored = [Reward(0.0, gate="looping"), Reward(0.4, {"support": -3.0})]
     assert choose_pairs(scored, [5] * 2, rules(faithful_first=True)) == [(1, 0)]
