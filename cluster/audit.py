@@ -17,13 +17,13 @@ from typing import Any
 
 from actors.judge import JudgeOf, Observed, identity
 from cluster.assets import Say
-from cluster.run_folder import write_atomically
 from cluster.score import open_judge, open_pair_judge
 from speechsum.audit_report import print_audit, render_svg
 from speechsum.canaries import KINDS, Canary, CanaryMaker
 from speechsum.config import AuditConfig, RunConfig
 from speechsum.data import ManifestError, read_manifest
 from speechsum.errors import UserError
+from speechsum.files import write_whole
 from speechsum.pairs import all_pairs, fared
 from speechsum.pairwise import FLIPPED
 from speechsum.statistics import mean_ci, spearman
@@ -140,8 +140,8 @@ def make_cases(prompts: Sequence[Prompt], clips: int | None, seed: int) -> list[
 def write_audit(out: Path, found: Figures) -> None:
     """The figures as JSON, and the picture beside them."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    write_atomically(out.with_suffix(".svg"), render_svg(found))
+    write_whole(out, json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_whole(out.with_suffix(".svg"), render_svg(found))
 
 
 def read_clips(data: Path, config: RunConfig) -> list[Prompt]:

@@ -15,7 +15,6 @@ from cluster.controls import with_silence, with_wrong_audio
 from cluster.groups import JudgePool, RolloutPool, fetch
 from cluster.memory import MemoryWatch
 from cluster.readers import ReaderPlan, Readers
-from cluster.run_folder import write_atomically
 from cluster.runtime import ray_session
 from speechsum.audio import AudioLimits, load_audio
 from speechsum.config import BASE, CASCADE, TEACHER, TEXT_MODE, JudgeConfig, RunConfig
@@ -25,6 +24,7 @@ from speechsum.eval_measures import NO_AUDIO, WRONG_AUDIO, Rows, measure
 from speechsum.eval_report import render_markdown
 from speechsum.eval_report_html import audio_uri, render_html
 from speechsum.eval_table import EvalTable, Evaluation, Figures, compare, judgement_row, means
+from speechsum.files import write_whole
 from speechsum.starter.model import default_cache
 from speechsum.types import Judgement, JudgeTask, Prompt, SamplingParams, TrajectoryGroup
 
@@ -195,9 +195,9 @@ def write_report(out: Path, figures: Figures, recordings: Sequence[str]) -> None
     first = figures["baseline"]
     summaries = [{"id": item["id"], "summary": item["answers"][first]["summary"]} for item in figures["items"]]
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, json.dumps({**figures["rows"][first], "summaries": summaries, **figures}, indent=1) + "\n")
-    write_atomically(out.with_suffix(".md"), render_markdown(figures))
-    write_atomically(out.with_suffix(".html"), render_html(figures, recordings))
+    write_whole(out, json.dumps({**figures["rows"][first], "summaries": summaries, **figures}, indent=1) + "\n")
+    write_whole(out.with_suffix(".md"), render_markdown(figures))
+    write_whole(out.with_suffix(".html"), render_html(figures, recordings))
 
 
 def _evaluate(

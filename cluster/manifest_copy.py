@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from speechsum.errors import UserError
+from speechsum.files import whole_file, write_whole
 
 TYPES = {"facts": pa.list_(pa.string()), "clip_facts": pa.list_(pa.string())}
 """Of columns that may be empty everywhere, where pyarrow could not tell."""
@@ -29,16 +30,15 @@ def check_beside(data: Path, out: Path) -> None:
 
 def write_copy(data: Path, out: Path, rows: Sequence[int], columns: Mapping[str, Sequence[Any]]) -> None:
     """The rows of `data` at `rows` (blank lines not counted), with `columns` in place of what they had there."""
-    aside = out.with_suffix(".unfinished")
     if data.suffix == ".jsonl":
         source = [json.loads(line) for line in data.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
         changes = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         lines = [json.dumps(source[at] | change) for at, change in zip(rows, changes, strict=True)]
-        aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_whole(out, "\n".join(lines) + "\n")
     else:
         table = pq.read_table(data).take(pa.array(rows, pa.int64()))
         table = table.drop_columns([name for name in columns if name in table.column_names])
         for name, values in columns.items():
             table = table.append_column(name, pa.array(values, TYPES.get(name)))
-        pq.write_table(table, aside)
-    aside.replace(out)
+        with whole_file(out) as sink:
+            pq.write_table(table, sink)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import Any, Self
 
 from speechsum.config import RunConfig
 from speechsum.errors import UserError
+from speechsum.files import write_whole
 
 SHOWN_DIFFERENCES = 8
 
@@ -38,7 +38,7 @@ class RunFolder:
                 _move_aside(folder.path)
             for part in (folder.path, folder.trajectories, folder.checkpoints, folder.logs):
                 part.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder.config, _dump(config))
+            write_whole(folder.config, _dump(config))
         except OSError as error:
             raise UserError(f"cannot write the run folder {path}: {error.strerror}; choose another --run-dir") from None
         return folder
@@ -142,7 +142,7 @@ class RunFolder:
         )
         if bad is not None:
             raise ValueError(f"summary: {bad!r} is not a finite number; write None for what was not measured")
-        write_atomically(self.summary, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        write_whole(self.summary, json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
     def read_summary(self) -> dict[str, Any]:
         """`summary.json`, or a sentence on how to get one."""
@@ -150,16 +150,6 @@ class RunFolder:
             return dict(json.loads(self.summary.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise UserError(f"{self.path} has no summary.json yet; finish the run with --resume") from None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write beside `path` and rename, so that a reader, or a crash, never meets half a file."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
 
 
 def _dump(config: RunConfig) -> str:

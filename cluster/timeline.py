@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.dashboard.tail import JsonlTail
-from cluster.run_folder import RunFolder, write_atomically
+from cluster.run_folder import RunFolder
 from cluster.spans import Span
 from speechsum.errors import UserError
+from speechsum.files import write_whole
 
 ROLES = ("step", "rollout", "judge", "teacher", "learner", "sync")
 """From top to bottom; a role that is not among them comes last."""
@@ -36,7 +37,7 @@ def write_timeline(run: Path, out: Path, *, stage: str | None, first: int | None
         lowest = min(span.step for span in of_stage)
         raise UserError(f"stage {stage!r} of {run} has spans of steps {lowest} to {last}, and none from {first} on")
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, json.dumps(chrome_trace(shown)) + "\n")
+    write_whole(out, json.dumps(chrome_trace(shown)) + "\n")
     actors = len({span.actor for span in shown})
     end = min(last, first + steps - 1)
     return f"{out}: steps {first} to {end} of {stage}, {len(shown)} spans of {actors} actors"

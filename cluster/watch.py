@@ -16,11 +16,12 @@ from typing import Any, Self
 
 from rich.console import Console
 
-from cluster.run_folder import RunFolder, write_atomically
+from cluster.run_folder import RunFolder
 from cluster.screen import HEARTBEAT_S, Pace, duration, screen_for
 from cluster.spans import Span
 from cluster.trackers import RayTracker, SampleRow, WandbTracker
 from speechsum.config import RunConfig
+from speechsum.files import write_whole
 
 __all__ = ["SampleRow", "Watch"]
 
@@ -156,4 +157,4 @@ def _cut(path: Path, order: Mapping[str, int], last: tuple[int, int]) -> None:
         if (order.get(line["stage"], -1), line["step"]) > last:
             break
         kept.append(text)
-    write_atomically(path, "".join(kept))
+    write_whole(path, "".join(kept))

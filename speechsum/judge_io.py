@@ -6,13 +6,13 @@ A bad row costs that row only. A bad file is the user's to mend before anything 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from speechsum.errors import UserError
+from speechsum.files import whole_file
 from speechsum.pairwise import preferred
 from speechsum.types import FailureKind, JudgeFailure, Judgement, JudgeTask, PairTask, Reward
 
@@ -71,18 +71,12 @@ def write_judgements(path: Path | str, rows: Sequence[Row], judgements: Sequence
     the same four fields again as `other_reward` and so on, and `difference`, null where either failed.
     """
     path = Path(path)
-    aside = path.with_name(f".{path.name}.tmp")
     lines = [_line(row | {"judge": judge}, judgement) for row, judgement in zip(rows, judgements, strict=True)]
     try:
-        with aside.open("wb") as sink:
+        with whole_file(path) as sink:
             sink.writelines(lines)
-            sink.flush()
-            os.fsync(sink.fileno())
-        os.replace(aside, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; choose another output file") from None
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _lines(path: Path) -> list[str]:

@@ -8,7 +8,6 @@ run cuts off the parts after its checkpoint, so a trajectory that is made again 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from speechsum.errors import UserError
+from speechsum.files import whole_file
 
 FOLDER = "trajectories"
 
@@ -129,7 +129,9 @@ class Ledger:
             return
         final = self._folder / f"part-{self._next:05d}.parquet"
         assert not final.exists(), f"{final} exists: two ledgers write to one folder"
-        _write_atomically(pa.Table.from_pylist([_plain(row) for row in self._pending], schema=SCHEMA), final)
+        table = pa.Table.from_pylist([_plain(row) for row in self._pending], schema=SCHEMA)
+        with whole_file(final) as sink:
+            pq.write_table(table, sink, compression="zstd")
         self._next += 1
         self._pending.clear()
 
@@ -166,15 +168,3 @@ def _plain(row: LedgerRow) -> dict[str, Any]:
     for name in ("text", "judge_failure"):
         values[name] = values[name].encode("utf-8", "replace").decode("utf-8")
     return values
-
-
-def _write_atomically(table: pa.Table, final: Path) -> None:
-    aside = final.with_name(f".{final.name}.tmp")
-    try:
-        with aside.open("wb") as sink:
-            pq.write_table(table, sink, compression="zstd")
-            sink.flush()
-            os.fsync(sink.fileno())
-        os.replace(aside, final)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -74,7 +74,7 @@ def test_a_resumed_run_adds_after_the_last_part(tmp_path: Path) -> None:
     first.record([row(0)])
     first.flush()
     before = (tmp_path / "trajectories/part-00000.parquet").read_bytes()
-    (tmp_path / "trajectories/.part-00001.parquet.tmp").write_bytes(b"cut off by a crash")
+    (tmp_path / "trajectories/.part-00001.parquet.unfinished").write_bytes(b"cut off by a crash")
     second = Ledger(tmp_path)
     second.record([row(1)])
     second.flush()
