@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import ray
-from ray.util.metrics import Counter, Gauge, Histogram
 
 from actors.notice import Notice
+from actors.published import Published
 from speechsum.config import JudgeConfig
 from speechsum.errors import UserError
-from speechsum.metrics import describe, ray_name
 from speechsum.pairs import all_pairs, fared
 from speechsum.rewards import apply_gates
 from speechsum.types import (
@@ -30,7 +29,6 @@ from speechsum.types import (
 )
 
 Task = TypeVar("Task", contravariant=True)
-M = TypeVar("M", Counter, Gauge, Histogram)
 
 
 class JudgeOf(Protocol[Task]):
@@ -177,9 +175,9 @@ class JudgeActor:
     def __init__(self, config: JudgeConfig, path: str | None, *, index: int = 0) -> None:
         self._pairwise = config.kind == "pairwise"
         self._judge: JudgeOf[Any] = make_pair_judge(config) if self._pairwise else make_judge(config, path)
-        self._published = _Metrics(self._judge, index)
+        tags = {"actor": str(index), "judge": self._judge.name, "version": self._judge.version}
+        self._published = Published(tags)
         self._notice = Notice()
-        self._totals = {"judge/scored": 0.0, "judge/failures": 0.0, "judge/gated": 0.0, "judge/score_s": 0.0}
 
     def join(self) -> str:
         """See `Notice.listen`."""
@@ -198,7 +196,7 @@ class JudgeActor:
             judgements = self._judge.score_afresh(tasks)
         else:
             judgements = self._judge.score(tasks)
-        self._count(judgements, time.perf_counter() - started)
+        self._publish(judgements, time.perf_counter() - started)
         return judgements
 
     def score_groups(self, groups: Sequence[TrajectoryGroup]) -> list[ScoredGroup] | Leaving:
@@ -207,77 +205,21 @@ class JudgeActor:
             return Leaving()
         started = time.perf_counter()
         scored = compare_groups(self._judge, groups) if self._pairwise else score_groups(self._judge, groups)
-        self._count([answer for own in scored for answer in own.answers], time.perf_counter() - started)
+        self._publish([answer for own in scored for answer in own.answers], time.perf_counter() - started)
         return scored
-
-    def metrics(self) -> dict[str, float]:
-        """Totals since the start, under the names that the run's metrics use; failures also by kind."""
-        return self._totals | self._counts()
 
     def close(self) -> None:
         """Release the judge before the actor is."""
         self._judge.close()
 
-    def _counts(self) -> dict[str, float]:
-        return self._judge.counts() if isinstance(self._judge, Observed) else {}
-
-    def _count(self, judgements: Sequence[Judgement], seconds: float) -> None:
-        t = self._totals
-        t["judge/score_s"] += seconds
-        t["judge/last_score_s"] = seconds
-        for judgement in judgements:
-            t["judge/scored"] += 1
-            if isinstance(judgement, JudgeFailure):
-                t["judge/failures"] += 1
-                kind = f"judge/failures/{judgement.kind.value}"
-                t[kind] = t.get(kind, 0.0) + 1
-            elif judgement.gate:
-                t["judge/gated"] += 1
-        self._published.update(judgements, seconds, self._counts())
-
-
-CALL_BOUNDS_S = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0]
-"""Between which the time of a call is counted."""
-
-
-class _Metrics:
-    """Ray metrics of one judge actor, as the table of metrics has them; counters gain `_total` when scraped."""
-
-    def __init__(self, judge: JudgeOf[Any], index: int) -> None:
-        self._tags = {"actor": str(index), "judge": judge.name, "version": judge.version}
-        self._call = self._made(Histogram, "judge/call_s", boundaries=CALL_BOUNDS_S)
-        self._scored = self._made(Counter, "judge/scored")
-        self._failures = self._made(Counter, "judge/failures")
-        self._gated = self._made(Counter, "judge/gated")
-        self._observed: dict[str, Counter | Gauge] = {}
-        self._seen: dict[str, float] = {}
-
-    def update(self, judgements: Sequence[Judgement], seconds: float, counts: dict[str, float]) -> None:
-        """Publish one call, and what has changed in `counts` since the last."""
-        self._call.observe(seconds)
-        if judgements:
-            self._scored.inc(len(judgements))
+    def _publish(self, judgements: Sequence[Judgement], seconds: float) -> None:
+        """One call, and what has changed in the judge's own counts since the last."""
+        self._published.observe("judge/call_s", seconds)
+        self._published.add("judge/scored", len(judgements))
         for judgement in judgements:
             if isinstance(judgement, JudgeFailure):
-                self._failures.inc(1, {"kind": judgement.kind.value})
+                self._published.add("judge/failures", 1, kind=judgement.kind.value)
             elif judgement.gate:
-                self._gated.inc(1, {"gate": judgement.gate})
-        for name, count in counts.items():
-            self._publish(name, count)
-
-    def _publish(self, name: str, count: float) -> None:
-        """A count of the judge's own, made known when it is first told."""
-        if name not in self._observed:
-            self._observed[name] = self._made(Counter if describe(name).adds_up else Gauge, name)
-        metric = self._observed[name]
-        if isinstance(metric, Gauge):
-            metric.set(count)
-        elif count > self._seen.get(name, 0.0):
-            metric.inc(count - self._seen.get(name, 0.0))
-            self._seen[name] = count
-
-    def _made(self, form: type[M], name: str, **settings: Any) -> M:
-        about = describe(name)
-        metric = form(ray_name(name), about.text, tag_keys=about.labels, **settings)
-        metric.set_default_tags(self._tags)
-        return metric
+                self._published.add("judge/gated", 1, gate=judgement.gate)
+        if isinstance(self._judge, Observed):
+            self._published.tell_totals(self._judge.counts())

@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
-from ray.util.metrics import Counter, Gauge
 
 from actors.notice import Notice
+from actors.published import Published
 from speechsum.audio import DEFAULT_LIMITS, SAMPLE_RATE, AudioError, AudioLimits, load_audio
 from speechsum.config import ModelConfig, RolloutConfig
 from speechsum.errors import RunError, UserError
 from speechsum.families import FAMILIES
-from speechsum.metrics import describe, ray_name
 from speechsum.prompting import PromptBuilder, transcript_ids
 from speechsum.types import (
     AudioRef,
@@ -258,7 +257,7 @@ class RolloutActor:
         )
         builder = PromptBuilder.load(Path(checkpoint), family)
         self._rollout = Rollout(engine, builder, AudioLimits(max_s=model.max_audio_s))
-        self._published = _Metrics(index)
+        self._published = Published({"actor": str(index)})
         self._notice = Notice()
 
     def join(self) -> str:
@@ -280,7 +279,7 @@ class RolloutActor:
         if self._notice.given:
             return Leaving()
         rolled = self._rollout.generate(draws, sampling, run_id, min_version)
-        self._published.update(self._rollout)
+        self._publish()
         return rolled
 
     def write(self, prompts: Sequence[Prompt], sampling: SamplingParams, min_version: int) -> list[str] | Leaving:
@@ -294,7 +293,7 @@ class RolloutActor:
         try:
             return self._rollout.receive(payload, version, rollback=rollback)
         finally:
-            self._published.update(self._rollout)
+            self._publish()
 
     def join_transfer(self, init_info: dict[str, Any]) -> None:
         """See `Engine.join_transfer`. This and the next three are called by `learner.broadcast`, on GPUs only."""
@@ -311,7 +310,7 @@ class RolloutActor:
     def finish_update(self, version: int) -> None:
         """See `Rollout.finish_update`."""
         self._rollout.finish_update(version)
-        self._published.update(self._rollout)
+        self._publish()
 
     def metrics(self) -> dict[str, float]:
         """See `Rollout.metrics`."""
@@ -325,28 +324,7 @@ class RolloutActor:
         """Shut the engine down before the actor is released."""
         self._rollout.close()
 
-
-class _Metrics:
-    """Ray metrics of one rollout actor: each of `Rollout.metrics`, called `rollout_actor/...` in the table."""
-
-    def __init__(self, index: int) -> None:
-        self._tags = {"actor": str(index)}
-        self._known: dict[str, Counter | Gauge] = {}
-        self._seen: dict[str, float] = {}
-
-    def update(self, rollout: Rollout) -> None:
-        """Publish what changed since the last call."""
-        for name, value in rollout.metrics().items():
-            own = name.replace("rollout/", "rollout_actor/")
-            metric = self._known.get(own) or self._known.setdefault(own, self._metric(own))
-            if isinstance(metric, Gauge):
-                metric.set(value)
-            elif value > self._seen.get(own, 0.0):
-                metric.inc(value - self._seen.get(own, 0.0))
-                self._seen[own] = value
-
-    def _metric(self, name: str) -> Counter | Gauge:
-        about = describe(name)
-        metric = (Counter if about.adds_up else Gauge)(ray_name(name), about.text, about.labels)
-        metric.set_default_tags(self._tags)
-        return metric
+    def _publish(self) -> None:
+        """Each of `Rollout.metrics`, called `rollout_actor/...` in the table."""
+        figures = self._rollout.metrics()
+        self._published.tell_totals({name.replace("rollout/", "rollout_actor/"): n for name, n in figures.items()})

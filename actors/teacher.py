@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import ray
-from ray.util.metrics import Counter, Gauge
 
+from actors.published import Published
 from speechsum.config import TeacherConfig
 from speechsum.prompting import transcript_ids
 from speechsum.types import (
@@ -118,14 +118,7 @@ class TeacherActor:
 
         engine = Engine(Path(checkpoint), config.engine, dtype=config.dtype, audio=audio, top_logprobs=top_k)
         self._teacher = Teacher(engine, top_k=top_k, vocabulary=vocabulary)
-        tags = {"actor": str(index)}
-        self._failures = Counter("speechsum_teacher_failures", "Completions not taught, by kind.", (*tags, "kind"))
-        self._tokens = Counter("speechsum_teacher_tokens", "Response tokens scored.", tuple(tags))
-        self._latency = Gauge(
-            "speechsum_teacher_latency_seconds", "Duration of the last call, in seconds.", tuple(tags)
-        )
-        for metric in (self._failures, self._tokens, self._latency):
-            metric.set_default_tags(tags)
+        self._published = Published({"actor": str(index)})
 
     def ready(self) -> bool:
         """Answers once the engine is loaded."""
@@ -135,12 +128,12 @@ class TeacherActor:
         """See `Teacher.teach`."""
         started = time.perf_counter()
         lessons = self._teacher.teach(groups)
-        self._latency.set(time.perf_counter() - started)
+        self._published.observe("teacher_actor/call_s", time.perf_counter() - started)
         for lesson in (each for own in lessons for each in own):
             if isinstance(lesson, TeacherFailure):
-                self._failures.inc(1, {"kind": lesson.kind.value})
+                self._published.add("teacher_actor/failures", 1, kind=lesson.kind.value)
             else:
-                self._tokens.inc(len(lesson.sampled))
+                self._published.add("teacher_actor/tokens", len(lesson.sampled))
         return lessons
 
     def write(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> list[str]:

@@ -14,14 +14,16 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.run_folder import RunFolder
 from speechsum.audio import SAMPLE_RATE, load_audio
 from speechsum.config import RunConfig
 from speechsum.errors import UserError
-from speechsum.metrics import METRICS, Metric, ray_name
 from speechsum.types import AudioRef
+
+if TYPE_CHECKING:
+    from actors.published import Published
 
 INIT_TIMEOUT_S = 30
 COLUMNS = ["stage", "step", "prompt", "audio", "instruction", "summary", "reference", "reward", "breakdown", "version"]
@@ -157,24 +159,31 @@ class RayTracker:
 
     def __init__(self, run: str) -> None:
         self._run = run
-        self._known: dict[str, Any] = {}
+        self._published: Published | None = None
+        self._of_step: set[str] = set()
 
-    def log(self, figures: Mapping[str, float]) -> None:
-        """Set a gauge for each figure, or count it up where it adds up over the run."""
+    def step(self, figures: Mapping[str, float]) -> None:
+        """The figures of a step. What the step before had and this one has not is told no more."""
+        if self._tell(figures) and self._published:
+            self._published.forget(self._of_step - figures.keys())
+            self._of_step = set(figures)
+
+    def live(self, figures: Mapping[str, float]) -> None:
+        """How things stand at this moment."""
+        self._tell(figures)
+
+    def close(self) -> None:
+        """Tell nothing any more. May be called twice."""
+        if self._published:
+            self._published.close()
+
+    def _tell(self, figures: Mapping[str, float]) -> bool:
         ray = sys.modules.get("ray")  # never imported for this: where nobody has, there is no Ray to tell
         if ray is None or not ray.is_initialized():
-            return
-        for name, value in figures.items():
-            kind = METRICS.get(name, Metric("", ""))
-            metric = self._known.get(name) or self._known.setdefault(name, self._metric(name, kind))
-            if not kind.adds_up:
-                metric.set(value)
-            elif value > 0:
-                metric.inc(value)
+            return False
+        if self._published is None:
+            from actors.published import Published
 
-    def _metric(self, name: str, kind: Metric) -> Any:
-        from ray.util.metrics import Counter, Gauge
-
-        metric = (Counter if kind.adds_up else Gauge)(ray_name(name), description=kind.text, tag_keys=("run",))
-        metric.set_default_tags({"run": self._run})
-        return metric
+            self._published = Published({"run": self._run})
+        self._published.tell(figures)
+        return True

@@ -90,11 +90,11 @@ class Watch:
         finite = {name: value for name, value in plain.items() if math.isfinite(value)}
         self._screen.step(step, _figures(finite), self._left(step))
         self._wandb.log(finite, stage, step, self._steps_before.get(stage, 0) + step)
-        self._ray.log(finite)
+        self._ray.step(finite)
 
     def live(self, figures: Mapping[str, float]) -> None:
         """How things stand at this moment: for Ray's metrics alone."""
-        self._ray.log(figures)
+        self._ray.live(figures)
 
     def spans(self, spans: Sequence[Span]) -> None:
         """Who was at work when."""
@@ -119,6 +119,7 @@ class Watch:
 
     def close(self) -> None:
         """Stop everything that moves. May be called twice."""
+        self._ray.close()
         try:
             self._wandb.close()
         finally:

@@ -25,8 +25,8 @@ def merge(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float) 
     import torch
 
     with torch.no_grad():
-        delta = (b.to(torch.float32) * scale) @ a.to(torch.float32)
-        return delta.add_(weight).to(weight.dtype)
+        merged = weight.to(torch.float32, copy=True)
+        return merged.addmm_(b.to(torch.float32), a.to(torch.float32), alpha=scale).to(weight.dtype)
 
 
 def pair_names(weight_name: str) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from speechsum.types import FailureKind
 Form = Literal["gauge", "counter", "histogram"]
 DRIVER = ("run",)
 ROLLOUT_ACTOR = ("actor",)
+TEACHER_ACTOR = ("actor",)
 JUDGE_ACTOR = ("actor", "judge", "version")
 
 
@@ -92,6 +93,11 @@ METRICS: dict[str, Metric] = {
         "judgements", "those that a gate decided before the judge", adds_up=True, labels=(*JUDGE_ACTOR, "gate")
     ),
     "judge/call_s": Metric("s", "time of a call, which judges some groups at once", labels=JUDGE_ACTOR, spread=True),
+    "teacher_actor/tokens": Metric("tokens", "response tokens a teacher scored", adds_up=True, labels=TEACHER_ACTOR),
+    "teacher_actor/failures": Metric(
+        "completions", "those it could not read, by kind", adds_up=True, labels=(*TEACHER_ACTOR, "kind")
+    ),
+    "teacher_actor/call_s": Metric("s", "time of a call, which reads some groups", labels=TEACHER_ACTOR, spread=True),
     "judge/requests": Metric("", "requests to the endpoint, retries included", adds_up=True, labels=JUDGE_ACTOR),
     "judge/tokens": Metric(
         "tokens", "tokens of prompts and answers, as the endpoint counts them", adds_up=True, labels=JUDGE_ACTOR

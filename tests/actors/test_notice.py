@@ -12,6 +12,5 @@ def test_a_judge_that_was_told_to_leave_judges_no_more() -> None:
     tasks = [JudgeTask("Maria sends the budget.", "Sum up.", "Maria sends it.")]
     assert len(actor.score(tasks)) == 1
     actor._notice._hear()
+    vars(actor)["_judge"] = None  # nobody is there to ask
     assert actor.score(tasks) == actor.score(tasks, afresh=True) == actor.score_groups([]) == Leaving()
-    assert actor.metrics()["judge/scored"] == 1
-    actor.close()

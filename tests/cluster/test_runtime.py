@@ -68,7 +68,7 @@ def test_a_local_session_shows_its_metrics_and_tells_what_failed() -> None:
             fetch(actor.other_error.remote())
         with pytest.raises(RunError, match="an actor died: the reason of it"):
             fetch(Failing.remote("the reason of it").user_error.remote())
-        RayTracker("night").log({"learner/loss": 1.5})
+        RayTracker("night").step({"learner/loss": 1.5})
         assert "speechsum_learner_loss" in scraped(said[-1], "speechsum_learner_loss")
         assert listening(os.getpid()) <= LOOPBACK  # the metrics ask for no token, so they are nobody else's
         assert os.environ["RAY_AUTH_MODE"] == "token"

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 from rich.console import Console
 
+from actors import published
 from cluster.run_folder import RunFolder
 from cluster.screen import LiveScreen, Pace, PlainScreen, duration
 from cluster.trackers import RayTracker
@@ -221,25 +222,27 @@ class FakeMetric:
     def set(self, value: float) -> None:
         self.values.append(("set", value))
 
-    def inc(self, value: float) -> None:
+    def inc(self, value: float, tags: dict[str, str] | None) -> None:
         assert value > 0  # Ray refuses anything else
+        assert tags is None
         self.values.append(("inc", value))
 
 
 def test_ray_gets_gauges_and_counters_only_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeMetric.made = {}
     running = [False]
-    ray, metrics = ModuleType("ray"), ModuleType("ray.util.metrics")
+    ray = ModuleType("ray")
     vars(ray).update(is_initialized=lambda: running[0])
-    vars(metrics).update(Gauge=FakeMetric, Counter=FakeMetric)
     monkeypatch.setitem(sys.modules, "ray", ray)
-    monkeypatch.setitem(sys.modules, "ray.util.metrics", metrics)
+    for form in ("Gauge", "Counter"):
+        monkeypatch.setattr(published, form, FakeMetric)
     tracker = RayTracker("night")
-    tracker.log(FIGURES)
+    tracker.step(FIGURES)
     assert FakeMetric.made == {}
     running[0] = True
     for dropped in (0.0, 2.0):
-        tracker.log({"learner/loss": 0.5, "buffer/dropped": dropped})
+        tracker.step({"learner/loss": 0.5, "buffer/dropped": dropped})
+    tracker.close()
     assert FakeMetric.made["speechsum_learner_loss"].values == [("set", 0.5)] * 2
     assert FakeMetric.made["speechsum_buffer_dropped"].values == [("inc", 2.0)]
     assert FakeMetric.made["speechsum_learner_loss"].tags == {"run": "night"}

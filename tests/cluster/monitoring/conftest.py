@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import prometheus_client
 import pytest
 import ray
 from prometheus_client import CollectorRegistry
 
-import actors.judge
-import actors.rollout
-from actors.rollout import Rollout
+import actors.published
+from actors.judge import JudgeActor
+from actors.notice import Notice
+from actors.published import Published
+from actors.rollout import Rollout, RolloutActor
+from actors.teacher import TeacherActor
 from cluster.elastic import ElasticPool
 from cluster.trackers import RayTracker
 from speechsum.config import PoolConfig
 from speechsum.metrics import JUDGE_ACTOR, METRICS
 from speechsum.objectives import OpdLoss
-from speechsum.types import FailureKind, JudgeFailure, Reward
+from speechsum.types import FailureKind, JudgeFailure, Reward, TeacherFailure, TeacherLogprobs
 from tests.cluster.test_controller import FakePorts, ascending, controller_on, random_judge, run_config
 from tests.cluster.test_elastic import FakeActors
 
@@ -58,10 +62,7 @@ class Exporter:
         own = {form: self._form(form) for form in ("Gauge", "Counter", "Histogram")}
         monkeypatch.setattr(ray, "is_initialized", lambda: True)
         for name, form in own.items():
-            monkeypatch.setattr(f"ray.util.metrics.{name}", form)
-            monkeypatch.setattr(actors.judge, name, form)
-            if name != "Histogram":
-                monkeypatch.setattr(actors.rollout, name, form)
+            monkeypatch.setattr(actors.published, name, form)
 
     def _form(self, form: str) -> type:
         known, registry = self._known, self.registry
@@ -106,15 +107,36 @@ class Exporter:
         }  # fmt: skip
 
 
+def plain(actor: Any, tags: Mapping[str, str], **parts: Any) -> Any:
+    """An actor in this process, around what stands in for its engine."""
+    own = actor.__ray_metadata__.modified_class
+    made = own.__new__(own)
+    vars(made).update(parts, _published=Published({"actor": "0", **tags}), _notice=Notice())
+    return made
+
+
 class Cluster:
-    """A driver, a rollout actor and a judge actor, of which `work` makes all tell something new."""
+    """A driver, a rollout actor, a judge and a teacher, of which `work` makes all tell something new."""
 
     def __init__(self) -> None:
         self.tracker = RayTracker("night")
         self.rollout = Rollout(cast(Any, None), cast(Any, None))
-        self.rolled = actors.rollout._Metrics(0)
-        self.judged = actors.judge._Metrics(cast(Any, SimpleNamespace(name="likelihood", version="1")), 0)
+        self.rolled = plain(RolloutActor, {}, _rollout=self.rollout)
+        judgements = [Reward(0.5), Reward(0.0, gate="echo"), JudgeFailure(FailureKind.TIMEOUT)]
+        counts = lambda: {name: value * self.calls for name, value in COUNTS.items()}  # noqa: E731
+        self.judge = plain(
+            JudgeActor, {"judge": "likelihood", "version": "1"},
+            _judge=SimpleNamespace(score=lambda tasks: judgements, counts=counts, served_models=()),
+        )  # fmt: skip
+        lessons = [
+            (TeacherLogprobs(np.zeros(3), np.zeros((3, 1)), np.zeros((3, 1))), TeacherFailure(FailureKind.TOO_LONG))
+        ]
+        self.teacher = plain(TeacherActor, {}, _teacher=SimpleNamespace(teach=lambda groups: lessons))
         self.calls = 0
+
+    def close(self) -> None:
+        for published in (self.tracker, self.rolled._published, self.judge._published, self.teacher._published):
+            published.close()
 
     def work(self) -> None:
         self.calls += 1
@@ -122,23 +144,23 @@ class Cluster:
         totals = self.rollout.totals
         for name in ("tokens", "groups", "failures", "pushes", "refused_pushes", "audio_s", "generate_s"):
             setattr(totals, name, getattr(totals, name) + 2)
-        self.rolled.update(self.rollout)
-        judgements = [Reward(0.5), Reward(0.0, gate="echo"), JudgeFailure(FailureKind.TIMEOUT)]
-        self.judged.update(judgements, 0.2, {name: value * self.calls for name, value in COUNTS.items()})
+        self.rolled._publish()
+        self.judge.score([])
+        self.teacher.teach([])
 
     def _train(self) -> None:
         rng = Random(self.calls)
         for loss, judge in ((None, random_judge(rng, 2, 1, 1)), (OpdLoss(), ascending(2))):
             ports = Ports(run_config(steps=2, staleness=1, loss=loss), judge)
             controller = controller_on(ports)
-            controller.observe = self.tracker.log
+            controller.observe = self.tracker.live
             for report in controller.run():
-                self.tracker.log(report.metrics)
+                self.tracker.live(report.metrics)
         # what only the driver itself knows, and what this run was spared
-        self.tracker.log({"checkpoint/saved_s": 1e9, "checkpoint/every_steps": 5, "wall/rss_gb": 9.5})
-        self.tracker.log(dict.fromkeys((*BAD_DAY, *OF_OTHER_JUDGES), 1.0))
+        self.tracker.live({"checkpoint/saved_s": 1e9, "checkpoint/every_steps": 5, "wall/rss_gb": 9.5})
+        self.tracker.live(dict.fromkeys((*BAD_DAY, *OF_OTHER_JUDGES), 1.0))
         for role in ("rollout", "judge"):
-            self.tracker.log(ElasticPool(role, FakeActors(), PoolConfig(max=1), 1).figures())
+            self.tracker.live(ElasticPool(role, FakeActors(), PoolConfig(max=1), 1).figures())
 
 
 @pytest.fixture
@@ -149,8 +171,10 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> Exporter:
 
 
 @pytest.fixture
-def cluster(exporter: Exporter) -> Cluster:
-    return Cluster()
+def cluster(exporter: Exporter) -> Iterator[Cluster]:
+    made = Cluster()
+    yield made
+    made.close()
 
 
 def program(name: str) -> str:
