@@ -13,7 +13,11 @@ def finished(folder: Path, name: str, judge: dict[str, list[float]]) -> None:
     run = folder / name
     run.mkdir(parents=True)
     items = [
-        {"recording": f"clip-{i}", "answers": {row: {"measures": {"judge": v[i]}} for row, v in judge.items()}}
+        {
+            "id": f"p{i}",
+            "recording": f"clip-{i}",
+            "answers": {row: {"measures": {"judge": v[i]}} for row, v in judge.items()},
+        }
         for i in range(2)
     ]
     (run / "eval.json").write_text(json.dumps({"items": items}))
@@ -41,6 +45,14 @@ def test_seeds_are_pooled_and_each_stage_is_paired_with_the_one_above(tmp_path: 
     assert "| full | after sft | 0.350 (+0.100, +0.100) |" in lines[3]
     assert "| full | after opd | 0.350 (+0.000, +0.000) |" in lines[4]
     assert lines[-1] == "- full: seeds 1, 2; minutes 2, 2; 4 items"
+
+
+def test_variants_are_compared_at_their_ends_on_the_items_of_the_seeds_that_both_have(tmp_path: Path) -> None:
+    finished(tmp_path, "full-1", {"before": [0.0, 0.0], "after": [0.5, 0.7]})
+    finished(tmp_path, "full-2", {"before": [0.0, 0.0], "after": [0.0, 0.0]})
+    finished(tmp_path, "longer-sft-1", {"before": [0.0, 0.0], "after": [0.3, 0.5]})
+    lines = table(tmp_path).splitlines()
+    assert "| full less longer-sft | at the end | +0.200 (+0.200, +0.200) |" in lines[6]
 
 
 def test_an_item_without_a_value_is_left_out_of_the_pairs(tmp_path: Path) -> None:

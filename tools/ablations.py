@@ -74,6 +74,7 @@ class Variant:
     def __init__(self) -> None:
         self.seeds: list[str] = []
         self.minutes: list[float] = []
+        self.items: list[tuple[str, str]] = []
         self.recordings: list[tuple[str, str]] = []
         self.rows: dict[str, Values] = {}
 
@@ -86,11 +87,34 @@ class Variant:
         self.seeds.append(seed)
         self.minutes.append(summary["wall_s"] / 60)
         for item in evaluation["items"]:
+            self.items.append((seed, item["id"]))
             self.recordings.append((seed, item["recording"]))
             for row, answer in item["answers"].items():
                 own = self.rows.setdefault(last if row == "after" else row, defaultdict(list))
                 for measure in MEASURES:
                     own[measure].append(answer["measures"].get(measure))
+
+    def ends(self, measure: str) -> dict[tuple[str, str], float | None]:
+        """What each item got from the last stage's weights."""
+        last = list(self.rows.values())[-1]
+        return dict(zip(self.items, last[measure], strict=True))
+
+    def lead(self, other: Variant) -> list[str]:
+        """By how much this ends above `other`, on the items of the seeds that both were run with."""
+        recordings = dict(zip(self.items, self.recordings, strict=True))
+        cells = []
+        for measure in MEASURES:
+            own, theirs = self.ends(measure), other.ends(measure)
+            keys = [key for key in own if own[key] is not None and theirs.get(key) is not None]
+            if not keys:
+                cells.append("")
+                continue
+            found = paired_difference(
+                [theirs[k] for k in keys], [own[k] for k in keys], groups=[recordings[k] for k in keys]
+            )
+            low, high = found["ci95"]
+            cells.append(f"{found['mean']:+.3f} ({low:+.3f}, {high:+.3f})")
+        return cells
 
     def lines(self, name: str) -> list[str]:
         """A table row for the start and after each stage: means, and the gain over the row above with its interval."""
@@ -127,9 +151,11 @@ def table(folder: Path) -> str:
         "| variant | weights | " + " | ".join(MEASURES.values()) + " |",
         "| --- | --- " + "| --: " * len(MEASURES) + "|",
     ]
-    for name in variants(0):
-        if name in found:
-            lines += found[name].lines(name)
+    known = [name for name in variants(0) if name in found]
+    for name in known:
+        lines += found[name].lines(name)
+    for name in known[1:]:
+        lines.append(f"| {known[0]} less {name} | at the end | " + " | ".join(found[known[0]].lead(found[name])) + " |")
     lines.append("")
     for name, variant in found.items():
         lines.append(f"- {name}: seeds {', '.join(variant.seeds)}; minutes "

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,12 @@ import pytest
 from cluster import bench
 from cluster.train import run
 from learner.checkpoint import load_state
-from speechsum.config import parse
+from speechsum.config import EngineConfig, parse
+from speechsum.families import FAMILIES
 from speechsum.ledger import read_ledger
 from speechsum.metrics import describe
+from speechsum.prompting import PromptBuilder
+from speechsum.types import SamplingParams
 from tests.processes import leftover_processes
 
 pytestmark = pytest.mark.e2e
@@ -92,6 +98,44 @@ def test_the_export_loads_in_plain_transformers(finished: tuple[Path, dict[str, 
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     assert model.config.architectures == ["AudioFlamingo3ForConditionalGeneration"]
+
+
+PLAIN_VLLM = """
+import json, sys
+import numpy as np
+from vllm import LLM, SamplingParams
+path, ids = sys.argv[1], json.loads(sys.argv[2])
+llm = LLM(path, dtype="float32", enforce_eager=True, max_model_len=256, kv_cache_memory_bytes=2**27)
+prompt = {"prompt_token_ids": ids, "multi_modal_data": {"audio": (np.load(sys.argv[3]), 16_000)}}
+(answer,) = llm.generate(prompt, SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True), use_tqdm=False)
+print("answer", json.dumps([answer.prompt_token_ids, list(answer.outputs[0].token_ids)]))
+"""
+
+
+def test_the_export_loads_in_plain_vllm(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """In a process that knows nothing of us, it hears and says what it does in our own engine."""
+    from actors.engine import Engine, EngineOutput, EngineRequest
+
+    model, samples = finished[0] / "model", tmp_path / "samples.npy"
+    np.save(samples, np.sin(np.arange(24_000, dtype="float32") / 20))
+    ids = PromptBuilder.load(model, FAMILIES["audio_flamingo3"]).request_ids("Sum up.")
+    plain = subprocess.run(
+        [sys.executable, "-c", PLAIN_VLLM, str(model), json.dumps(ids), str(samples)],
+        env=os.environ | {"VLLM_PLUGINS": "", "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    answers = [line for line in plain.stdout.splitlines() if line.startswith("answer ")]
+    assert answers, plain.stderr[-3000:]
+    engine = Engine(model, EngineConfig(max_model_len=256, max_num_seqs=2, kv_cache_gb=0.1, threads=1), dtype="float32")
+    (own,) = engine.generate(
+        [EngineRequest(tuple(ids), np.load(samples))], SamplingParams(temperature=0.0, max_tokens=8)
+    )
+    engine.close()
+    assert isinstance(own, EngineOutput)
+    heard, said = json.loads(answers[0].removeprefix("answer "))
+    assert heard == own.prompt_ids.tolist()
+    assert len(heard) > len(ids) + 30  # a second and a half of it, at 25 tokens a second
+    assert said[: len(own.samples[0].token_ids)] == own.samples[0].token_ids.tolist()
 
 
 def test_nothing_is_left_running(finished: tuple[Path, dict[str, Any]]) -> None:
