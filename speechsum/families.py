@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from speechsum.audio import SAMPLE_RATE
+
 if TYPE_CHECKING:
     import torch
-
-SAMPLE_RATE = 16_000
 
 
 @dataclass(frozen=True)
