@@ -104,14 +104,16 @@ class Variant:
         recordings = dict(zip(self.items, self.recordings, strict=True))
         cells = []
         for measure in MEASURES:
-            own, theirs = self.ends(measure), other.ends(measure)
-            keys = [key for key in own if own[key] is not None and theirs.get(key) is not None]
-            if not keys:
+            theirs = other.ends(measure)
+            pairs = [
+                (before, value, recordings[key])
+                for key, value in self.ends(measure).items()
+                if value is not None and (before := theirs.get(key)) is not None
+            ]
+            if not pairs:
                 cells.append("")
                 continue
-            found = paired_difference(
-                [theirs[k] for k in keys], [own[k] for k in keys], groups=[recordings[k] for k in keys]
-            )
+            found = paired_difference([p[0] for p in pairs], [p[1] for p in pairs], groups=[p[2] for p in pairs])
             low, high = found["ci95"]
             cells.append(f"{found['mean']:+.3f} ({low:+.3f}, {high:+.3f})")
         return cells
