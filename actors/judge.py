@@ -10,8 +10,10 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import ray
 
+from actors.likelihood_judge import Scorer
 from actors.notice import Notice
 from actors.published import Published
+from actors.teacher import TeachersEngine
 from speechsum.config import JudgeConfig
 from speechsum.errors import UserError
 from speechsum.pairs import all_pairs, fared
@@ -71,20 +73,21 @@ class Remembering(Protocol):
         """See `JudgeOf.score`; nothing is taken from what is kept, and nothing added to it."""
 
 
-def make_judge(config: JudgeConfig, path: str | None) -> Judge:
+def make_judge(config: JudgeConfig, path: str | None, scorer: Scorer | None = None) -> Judge:
     """The judge of single summaries that `config.kind` names; `path` is the checkpoint folder of `likelihood`.
 
+    With `scorer`, an engine that has that checkpoint already, no other is loaded.
     With `config.cache` it asks nothing twice. Raises `UserError` for what the configuration lacks, the cache first:
     a file that cannot be used is told before a model loads.
     """
     if config.kind == "pairwise":
         raise UserError("judge.kind = 'pairwise' gives no summary a reward of its own; set it to 'rubric'")
     if not config.cache:
-        return _uncached(config, path)[0]
+        return _uncached(config, path, scorer)[0]
     from actors.judge_cache import CachedJudge, JudgementCache, checkpoint_digest
 
     cache = JudgementCache(config.cache)
-    judge, settings = _uncached(config, path)
+    judge, settings = _uncached(config, path, scorer)
     if config.kind == "likelihood":
         assert path is not None
         settings = {"checkpoint": checkpoint_digest(Path(path))}
@@ -104,14 +107,15 @@ def make_pair_judge(config: JudgeConfig) -> PairJudge:
     return CachedJudge(judge, cache, judge.decoding)
 
 
-def _uncached(config: JudgeConfig, path: str | None) -> tuple[Judge, dict[str, Any]]:
+def _uncached(config: JudgeConfig, path: str | None, scorer: Scorer | None) -> tuple[Judge, dict[str, Any]]:
     """The judge, and how it decodes."""
     if config.kind == "likelihood":
         if path is None:
             raise UserError("judge.kind = 'likelihood' needs a causal language model; set judge.path")
         from actors.likelihood_judge import LikelihoodJudge
 
-        return LikelihoodJudge.load(path, config.engine), {}
+        loaded = LikelihoodJudge(scorer, Path(path).name) if scorer else LikelihoodJudge.load(path, config.engine)
+        return loaded, {}
     from actors.rubric_judge import LexicalJudge, RubricJudge
 
     if config.kind == "lexical":
@@ -170,11 +174,15 @@ def _compared(group: TrajectoryGroup, preferences: Sequence[Preference], judge: 
 
 @ray.remote
 class JudgeActor:
-    """A judge in a Ray actor, with its metrics on Ray's Prometheus endpoint. `index` tells actors of one run apart."""
+    """A judge in a Ray actor, with its metrics on Ray's Prometheus endpoint. `index` tells actors of one run apart.
 
-    def __init__(self, config: JudgeConfig, path: str | None, *, index: int = 0) -> None:
+    A `likelihood` judge given a `teacher` actor, which has to hold the checkpoint in `path`, asks that one's engine.
+    """
+
+    def __init__(self, config: JudgeConfig, path: str | None, *, index: int = 0, teacher: Any = None) -> None:
         self._pairwise = config.kind == "pairwise"
-        self._judge: JudgeOf[Any] = make_pair_judge(config) if self._pairwise else make_judge(config, path)
+        scorer = TeachersEngine(teacher, Path(path)) if teacher and path else None
+        self._judge: JudgeOf[Any] = make_pair_judge(config) if self._pairwise else make_judge(config, path, scorer)
         tags = {"actor": str(index), "judge": self._judge.name, "version": self._judge.version}
         self._published = Published(tags)
         self._notice = Notice()

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from speechsum.config import EngineConfig
+from speechsum.families import hears
 from speechsum.prompting import plain, user_turn, with_transcript
 from speechsum.rewards import apply_gates, echo_share, folded, length_penalty, words
 from speechsum.types import FailureKind, JudgeFailure, Judgement, JudgeTask, Reward
@@ -121,10 +122,10 @@ class LikelihoodJudge:
 
     @classmethod
     def load(cls, path: str | Path, config: EngineConfig) -> LikelihoodJudge:
-        """On an engine of its own, with the causal language model in the folder `path`."""
+        """On an engine of its own, with the language model in the folder `path` or an audio LLM's text mode."""
         from actors.engine import Engine
 
-        return cls(Engine(path, config, audio=False), Path(path).name)
+        return cls(Engine(path, config, audio=hears(Path(path))), Path(path).name)
 
     def score(self, tasks: Sequence[JudgeTask]) -> list[Judgement]:
         """One judgement per task, in order. Equal questions (the source's own likelihood, say) are asked once."""

@@ -17,7 +17,7 @@ import ray
 
 from actors.published import Published
 from speechsum.config import TeacherConfig
-from speechsum.prompting import transcript_ids
+from speechsum.prompting import load_tokenizer, transcript_ids
 from speechsum.types import (
     FailureKind,
     Lesson,
@@ -116,8 +116,8 @@ class TeacherActor:
     ) -> None:
         from actors.engine import Engine
 
-        engine = Engine(Path(checkpoint), config.engine, dtype=config.dtype, audio=audio, top_logprobs=top_k)
-        self._teacher = Teacher(engine, top_k=top_k, vocabulary=vocabulary)
+        self._engine = Engine(Path(checkpoint), config.engine, dtype=config.dtype, audio=audio, top_logprobs=top_k)
+        self._teacher = Teacher(self._engine, top_k=top_k, vocabulary=vocabulary)
         self._published = Published({"actor": str(index)})
 
     def ready(self) -> bool:
@@ -136,6 +136,14 @@ class TeacherActor:
                 self._published.add("teacher_actor/tokens", len(lesson.sampled))
         return lessons
 
+    def max_model_len(self) -> int:
+        """See `Engine.max_model_len`."""
+        return self._engine.max_model_len
+
+    def prompt_logprobs(self, token_ids: Sequence[Sequence[int]], first: Sequence[int]) -> list[np.ndarray]:
+        """See `Engine.prompt_logprobs`."""
+        return self._engine.prompt_logprobs(token_ids, first)
+
     def write(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> list[str]:
         """See `Teacher.write`."""
         return self._teacher.write(prompts, sampling)
@@ -143,3 +151,22 @@ class TeacherActor:
     def close(self) -> None:
         """Shut the engine down before the actor is released."""
         self._teacher.close()
+
+
+class TeachersEngine:
+    """A `TeacherActor`'s engine as a likelihood judge asks it: one model in memory for both.
+
+    `checkpoint` is what the teacher holds. Waits until the teacher has loaded.
+    """
+
+    def __init__(self, teacher: Any, checkpoint: Path) -> None:
+        self._teacher = teacher
+        self.tokenizer = load_tokenizer(checkpoint)
+        self.max_model_len: int = ray.get(teacher.max_model_len.remote())
+
+    def prompt_logprobs(self, token_ids: Sequence[Sequence[int]], first: Sequence[int]) -> list[np.ndarray]:
+        """See `Engine.prompt_logprobs`."""
+        return list(ray.get(self._teacher.prompt_logprobs.remote(token_ids, first)))
+
+    def close(self) -> None:
+        """Nothing: the engine is the teacher's to shut down."""

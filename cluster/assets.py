@@ -109,11 +109,6 @@ def teacher_folder(config: TeacherConfig, say: Say) -> Path:
     return checkpoint_folder(config.path)
 
 
-def hears(folder: Path) -> bool:
-    """Whether a checkpoint is of an audio LLM that speechsum knows."""
-    return _described(folder).get("model_type") in {family.model_type for family in FAMILIES.values()}
-
-
 def base_checkpoint(config: RunConfig, say: Say) -> Path:
     """The student as training begins. Raises `UserError` where that would have to be merged first."""
     if config.model.path == STARTER:
@@ -175,12 +170,19 @@ def pairs_by_prompt(source: str, prompts: Sequence[Prompt], builder: PromptBuild
     return found
 
 
-def judge_checkpoint(path: str, say: Say, cache: Path | None = None) -> Path:
-    """The likelihood judge's text model; by default the starter's own language model, untouched."""
-    if path != STARTER:
-        return checkpoint_folder(path)
-    folder = (cache or starter.default_cache()) / "starter-text"
-    return starter.build_text(folder, student_checkpoint(STARTER, say, cache))
+def judge_checkpoint(config: RunConfig, say: Say) -> Path | None:
+    """The likelihood judge's language model, by default the starter's own, untouched. None for any other judge."""
+    path = config.judge.path
+    if config.judge.kind != "likelihood":
+        return None
+    if path == TEACHER:
+        return teacher_folder(config.teacher, say)
+    return checkpoint_folder(path) if path != STARTER else starter_text(say)
+
+
+def starter_text(say: Say) -> Path:
+    """The starter's language model alone."""
+    return starter.build_text(starter.default_cache() / "starter-text", student_checkpoint(STARTER, say))
 
 
 def checkpoint_folder(path: str) -> Path:

@@ -40,6 +40,8 @@ from speechsum.prompting import PromptBuilder
 from speechsum.types import AudioRef, Completion, PushMode, SamplingParams, TrainingSample, TrajectoryGroup, read_only
 
 REPEATS = 3
+PUSH_WARM_UPS = 2  # a pool keeps the last payload for who joins, so pushes take turns at two places in the store
+PUSH_PAUSE_S = 2.0
 ROLLOUT_PROMPTS = 8
 ROLLOUT_TOKENS = 24  # a summary of the starter is that long
 WARM_UP_TOKENS = 4
@@ -123,7 +125,8 @@ def bench_rollout(config: RunConfig, say: assets.Say) -> dict[str, float]:
 def bench_sync(config: RunConfig, say: assets.Say) -> dict[str, float]:
     """Seconds from the learner's weights to a rollout actor that serves them, gather and checksums included.
 
-    Through the object store, whatever way the recipe's own pushes go.
+    Through the object store, whatever way the recipe's own pushes go. They are some way apart, as in a run: Ray frees
+    objects once a second, and a push before that fills memory that has never been touched, which took a second more.
     """
     config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"sync": "full"})})
     checkpoint = assets.student_checkpoint(config.model.path, say)
@@ -137,12 +140,13 @@ def bench_sync(config: RunConfig, say: assets.Say) -> dict[str, float]:
         for mode in (PushMode.FULL, PushMode.ADAPTER):
             whole: list[float] = []
             received: list[float] = []
-            for turn in range(REPEATS + 1):
+            for turn in range(PUSH_WARM_UPS + REPEATS):
+                time.sleep(PUSH_PAUSE_S)
                 started = time.perf_counter()
                 stamp, payload = learner.publish(version, mode)
                 pool.push(payload, stamp)
                 version += 1
-                if turn:
+                if turn >= PUSH_WARM_UPS:
                     whole.append(time.perf_counter() - started)
                     received.append(pool.receive_s()["sync/receive_s"])
             figures |= {f"{mode}_push_s": statistics.median(whole), f"{mode}_receive_s": statistics.median(received),

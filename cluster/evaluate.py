@@ -69,8 +69,8 @@ class Scorer:
 
     def _ask(self, chosen: JudgeConfig, tasks: Sequence[JudgeTask], say: Say) -> tuple[str, list[Judgement]]:
         """The name of a judge that is started for this alone, and what it says."""
-        path = assets.judge_checkpoint(chosen.path, say) if chosen.kind == "likelihood" else None
-        pool = JudgePool(self.config.model_copy(update={"judge": chosen}), path)
+        config = self.config.model_copy(update={"judge": chosen})
+        pool = JudgePool(config, assets.judge_checkpoint(config, say))
         try:
             return pool.name(), pool.score_all(tasks)
         finally:
@@ -167,7 +167,7 @@ def evaluate_checkpoints(
         folders = {BASE: assets.base_checkpoint(config, print), **folders}
     configs = {name: _for_checkpoint(config, folder) for name, folder in folders.items()}
     readable = [assets.eval_prompts(configs[name], folder, print)[:clips] for name, folder in folders.items()]
-    judge_path = assets.judge_checkpoint(config.judge.path, print) if config.judge.kind == "likelihood" else None
+    judge_path = assets.judge_checkpoint(config, print)
     first = next(iter(folders))
     plan = ReaderPlan.make(configs[first], folders[first], readable[0], print)
     table = EvalTable(readable[0], config.eval.bootstrap, trained)

@@ -20,7 +20,7 @@ from actors.rollout import Rolled, RolloutActor
 from cluster.elastic import START_TIMEOUT_S, ActorDied, ElasticPool, State, Ticket, check_versions
 from learner.worker import LearnerWorker
 from speechsum.audio import AudioLimits
-from speechsum.config import RunConfig, StageConfig
+from speechsum.config import TEACHER, RunConfig, StageConfig
 from speechsum.data import Draw
 from speechsum.errors import RunError, UserError, last_line
 from speechsum.types import (
@@ -299,15 +299,16 @@ class RolloutPool(ElasticPool):
 
 
 class JudgePool(ElasticPool):
-    """Judge actors."""
+    """Judge actors. Those that judge by the teacher's model have no engine of their own where there are `teachers`."""
 
-    def __init__(self, config: RunConfig, checkpoint: Path | None) -> None:
+    def __init__(self, config: RunConfig, checkpoint: Path | None, teachers: TeacherPool | None = None) -> None:
         from actors.judge import JudgeActor
 
         chosen = config.judge
         actor = _deployed(JudgeActor, chosen.gpus_per_actor, chosen.engine.threads, chosen.resources)
         path = str(checkpoint) if checkpoint else None
-        side = RayActors(lambda index: actor.remote(chosen, path, index=index))
+        asked = teachers.actors if teachers and chosen.path == TEACHER else [None]
+        side = RayActors(lambda index: actor.remote(chosen, path, index=index, teacher=asked[index % len(asked)]))
         super().__init__("judge", side, chosen.bounds, chosen.actors)
         self._pairwise = chosen.kind == "pairwise"
 

@@ -17,6 +17,7 @@ from cluster.groups import RecogniserPool, TeacherPool, fetch
 from speechsum.audio import AudioLimits
 from speechsum.config import BASE, CASCADE, TEACHER, TEXT_MODE, RunConfig
 from speechsum.errors import UserError
+from speechsum.families import hears
 from speechsum.prompting import load_tokenizer, transcript_ids
 from speechsum.spelling import spell_numbers
 from speechsum.types import Prompt, SamplingParams
@@ -134,7 +135,7 @@ class Readers:
         return dict(zip(recordings, texts, strict=True))
 
     def _start_teacher(self, folder: Path) -> TeacherPool:
-        pool = TeacherPool(self.evaluator.config, folder, audio=assets.hears(folder), top_k=1, vocabulary=1)
+        pool = TeacherPool(self.evaluator.config, folder, audio=hears(folder), top_k=1, vocabulary=1)
         fetch(pool.ready())
         return pool
 

@@ -66,7 +66,7 @@ def _single(task: Entry) -> Iterator[JudgeTask]:
 
 def open_judge(config: RunConfig, say: assets.Say) -> Judge:
     """The recipe's judge of single summaries in this process, without Ray. Whoever opens it closes it."""
-    checkpoint = assets.judge_checkpoint(config.judge.path, say) if config.judge.kind == "likelihood" else None
+    checkpoint = assets.judge_checkpoint(config, say)
     return make_judge(config.judge, str(checkpoint) if checkpoint else None)
 
 

@@ -16,6 +16,7 @@ from speechsum.audio import AudioLimits
 from speechsum.config import RunConfig
 from speechsum.data import read_manifest
 from speechsum.errors import UserError
+from speechsum.families import hears
 from speechsum.types import Prompt, SamplingParams
 
 
@@ -33,7 +34,7 @@ def teach(config: RunConfig, data: Path, out: Path, say: assets.Say) -> None:
     )
     sampling = SamplingParams(n=1, temperature=0.0, max_tokens=config.rollout.max_tokens)
     with MemoryWatch() as memory, ray_session(None, memory, say):
-        pool = TeacherPool(config, folder, audio=assets.hears(folder), top_k=1, vocabulary=1)
+        pool = TeacherPool(config, folder, audio=hears(folder), top_k=1, vocabulary=1)
         try:
             fetch(pool.ready())
             written = pool.write_all(prompts, sampling)

@@ -28,7 +28,7 @@ from speechsum.config import RunConfig, StageConfig
 from speechsum.data import PromptStream
 from speechsum.errors import RunError, StopAsked, UserError
 from speechsum.eval_table import kind_of
-from speechsum.families import FAMILIES
+from speechsum.families import FAMILIES, hears
 from speechsum.ledger import Ledger
 from speechsum.objectives import DpoLoss, OpdLoss
 from speechsum.pairs import Pair
@@ -87,8 +87,7 @@ def make_plan(config: RunConfig, folder: RunFolder, watch: Watch, resume: bool) 
     train, held_out = assets.all_prompts(config, checkpoint, watch.status)
     if config.judge.asks_endpoint:
         Endpoint(config.judge.endpoint)  # refuses an address that is none before anything loads
-    needs_judge = config.judge.kind == "likelihood" and samples_from_student(config)
-    judge = assets.judge_checkpoint(config.judge.path, watch.status) if needs_judge else None
+    judge = assets.judge_checkpoint(config, watch.status) if samples_from_student(config) else None
     asks_teacher = any("teacher" in stage.kind.scorers for stage in config.stage)
     teacher = assets.teacher_checkpoint(config.teacher, checkpoint, watch.status) if asks_teacher else None
     builder = PromptBuilder.load(checkpoint, FAMILIES[config.model.family])
@@ -136,11 +135,12 @@ class Crew:
         """Start all actors at once and wait until every one has loaded."""
         sampling = samples_from_student(config)
         watch.status("starting the learner" + (", the rollout and the judge engines" if sampling else ""))
+        teachers = _teachers(config, plan) if plan.teacher_checkpoint else None
         crew = cls(
             LearnerGroup(config, plan.checkpoint),
             RolloutPool(config, plan.checkpoint) if sampling else None,
-            JudgePool(config, plan.judge_checkpoint) if sampling else None,
-            _teachers(config, plan) if plan.teacher_checkpoint else None,
+            JudgePool(config, plan.judge_checkpoint, teachers) if sampling else None,
+            teachers,
         )
         waiting = [ref for group in crew.groups for ref in group.ready()]
         total = len(waiting)
@@ -170,7 +170,7 @@ def _teachers(config: RunConfig, plan: Plan) -> TeacherPool:
     vocabulary = family.text_config(AutoConfig.from_pretrained(plan.checkpoint, trust_remote_code=False)).vocab_size
     top_k = max(stage.loss.top_k if isinstance(stage.loss, OpdLoss) else 1 for stage in config.stage)
     return TeacherPool(
-        config, plan.teacher_checkpoint, audio=assets.hears(plan.teacher_checkpoint), top_k=top_k, vocabulary=vocabulary
+        config, plan.teacher_checkpoint, audio=hears(plan.teacher_checkpoint), top_k=top_k, vocabulary=vocabulary
     )
 
 

@@ -275,6 +275,8 @@ class AuditConfig(Section):
 class JudgeConfig(PooledSection):
     """Who scores. `likelihood` needs any small causal LM (`path`), `rubric` and `pairwise` an endpoint.
 
+    With `path = "teacher"` the model is the teacher's. In a run whose stages ask a teacher the judge then has no engine
+    of its own, and `gpus_per_actor` can stay 0: it asks the teacher's actors.
     `pairwise` compares two summaries, so it serves `dpo` stages, and neither `grpo` nor evaluation.
     `cache` is a file on the disk of each machine that judges, such as `"~/.cache/speechsum/judgements.sqlite"`: what
     was judged once is not asked again, in later runs too. Empty, nothing is kept.
@@ -451,7 +453,7 @@ class RunConfig(Section):
     watch: WatchConfig = WatchConfig()
 
     @model_validator(mode="after")
-    def _lengths_fit(self) -> Self:
+    def _sections_agree(self) -> Self:
         names = [s.name for s in self.stage]
         if len(set(names)) != len(names) or EVALUATED & set(names):
             raise ValueError(f"stage names must differ, and none be one of {', '.join(sorted(EVALUATED))}; got {names}")
@@ -460,6 +462,9 @@ class RunConfig(Section):
         for stage in self.stage:
             self._check_teacher(stage)
             self._check_judge(stage)
+        for key, judge in {"judge": self.judge, "eval.second_judge": self.eval.second_judge}.items():
+            if judge and judge.kind == "likelihood" and judge.path == TEACHER and not self.teacher.path:
+                raise ValueError(f"{key}.path = 'teacher' and the recipe has none; set teacher.path")
         if self.judge.kind == "pairwise" and self.eval.clips:
             raise ValueError(
                 "judge.kind = 'pairwise' gives no summary a score, which evaluation needs; set eval.clips = 0 and "

@@ -268,6 +268,11 @@ class GraniteSpeech(Family):
         return states
 
 
+def hears(folder: Path) -> bool:
+    """Whether the checkpoint in `folder` is of an audio LLM that speechsum knows."""
+    return _read_json(folder / "config.json").get("model_type") in {family.model_type for family in FAMILIES.values()}
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     """What a checkpoint's processor says of itself; nothing where it says nothing."""
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

@@ -16,8 +16,8 @@ import pytest
 
 from actors.pairwise_judge import PairwiseJudge
 from actors.rubric_judge import RubricJudge
-from cluster.assets import judge_checkpoint
-from speechsum.config import STARTER, EndpointConfig
+from cluster.assets import starter_text
+from speechsum.config import EndpointConfig
 from speechsum.pairwise import PROBABILITY
 from speechsum.rubric import WEIGHTS
 from speechsum.types import FailureKind, JudgeFailure, JudgeTask, PairTask, Reward
@@ -36,7 +36,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("server") / "log"
     server = subprocess.Popen(
         [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port),
-         "--model", str(judge_checkpoint(STARTER, print)), "--served-model-name", "judge", "--max-model-len", "2048",
+         "--model", str(starter_text(print)), "--served-model-name", "judge", "--max-model-len", "2048",
          "--enforce-eager", "--kv-cache-memory-bytes", "200000000"],
         env=os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
                           "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -93,11 +94,13 @@ class FakeClass:
 
     def __init__(self, make: Callable[[int], FakeActor]) -> None:
         self.make = make
+        self.given: list[dict[str, Any]] = []
 
     def options(self, **options: Any) -> FakeClass:
         return self
 
     def remote(self, *args: Any, index: int, **kwargs: Any) -> FakeActor:
+        self.given.append(kwargs)
         return self.make(index)
 
 
@@ -142,6 +145,17 @@ def test_a_judge_is_named_and_asked_afresh_by_an_actor_that_serves(monkeypatch: 
     assert pool.name() == "fake/1"
     assert pool.score_all(["a", "b"]) == [False, False]
     assert pool.score_all(["a"], afresh=True) == [True]
+
+
+@pytest.mark.usefixtures("_no_ray")
+def test_a_judge_by_the_teachers_model_asks_the_teachers_actors(monkeypatch: pytest.MonkeyPatch) -> None:
+    judges = FakeClass(lambda index: FakeActor())
+    monkeypatch.setattr(actors.judge, "JudgeActor", judges)
+    teachers: Any = SimpleNamespace(actors=["first", "second"])
+    for path in ("teacher", "starter"):
+        chosen = recipe(judge={"path": path, "actors": 3}, teacher={"path": "starter"})
+        groups.JudgePool(chosen, Path("text"), teachers)
+    assert [given["teacher"] for given in judges.given] == ["first", "second", "first", None, None, None]
 
 
 @pytest.mark.usefixtures("_no_ray")

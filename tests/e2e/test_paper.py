@@ -26,7 +26,7 @@ RULES = {"margin": 0.0, "max_length_ratio": 100.0}
 
 @pytest.fixture(scope="module")
 def finished(recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """The student is its own teacher, in text mode."""
+    """The student is its own teacher, in text mode, and the judge asks that teacher's engine."""
     opd = {"kind": "opd", "top_k": 8}
     stages = [
         {"name": "sft", "steps": 2, "groups_per_step": 4, "loss": {"kind": "sft"}},
@@ -37,7 +37,9 @@ def finished(recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
     ]  # fmt: skip
     engine = recipe["rollout"]["engine"]
     teacher = {"path": recipe["model"]["path"], "dtype": "float32", "engine": engine}
-    tree = recipe | {"teacher": teacher, "stage": [stage | {"optimizer": OPTIMIZER} for stage in stages]}
+    judge = {"kind": "likelihood", "path": "teacher"}
+    tree = recipe | {"judge": judge, "teacher": teacher}
+    tree["stage"] = [stage | {"optimizer": OPTIMIZER} for stage in stages]
     tree["eval"] = recipe["eval"] | {"rows": ["text-mode", "teacher"]}
     folder = tmp_path_factory.mktemp("runs") / "paper"
     return folder, run(parse(tree, "paper"), folder, address=None, resume=False, overwrite=False)
@@ -87,13 +89,16 @@ def test_the_teacher_was_asked_where_the_stage_says_so(finished: tuple[Path, dic
     assert all("teacher/teach_s" not in line for line in lines(folder, "dpo"))
 
 
-def test_the_ledger_knows_pairs_and_lessons_from_rewards(finished: tuple[Path, dict[str, Any]]) -> None:
+def test_the_ledger_knows_pairs_and_lessons_from_rewards(
+    finished: tuple[Path, dict[str, Any]], tiny_30s_path: Path
+) -> None:
     rows = read_ledger(finished[0]).to_pylist()
     taught = [r for r in rows if r["stage"] == "opd" and r["group_step"]]
     assert len(taught) == 2 * 2 * 2
     assert all(r["reward"] is None and r["advantage"] is None and not r["judge_failure"] for r in taught)
     paired = [r for r in rows if r["pair"] is not None]
     assert {r["stage"] for r in paired} == {"dpo"}
+    assert {r["judge"] for r in paired} == {f"likelihood/{tiny_30s_path.name}/likelihood-1"}
     assert sum(r["preferred"] for r in paired) == len(paired) / 2 == 2 * 2
     by_prompt: dict[tuple[int, str], dict[bool, float]] = {}
     for r in paired:

@@ -52,7 +52,7 @@ def test_the_encoder_is_whispers(starter: Path) -> None:
 def test_its_language_model_answers(starter: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = assets.judge_checkpoint(STARTER, print)
+    folder = assets.starter_text(print)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model, told = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not told["missing_keys"]

@@ -98,6 +98,8 @@ def test_an_unknown_key_comes_with_the_nearest_known_one(recipe: Path, override:
         ("rollout.sync=nccl", "set rollout.sync to 'adapter'"),
         ("judge.kind=rubric", "judge.endpoint.url"),
         ("eval.second_judge.kind=rubric", "endpoint.url"),
+        ("judge.path=teacher", "judge.path = 'teacher' and the recipe has none; set teacher.path"),
+        ("eval.second_judge={ path = 'teacher' }", "eval.second_judge.path = 'teacher' and the recipe has none"),
         ('eval.controls=["silence"]', "'wrong_audio' or 'no_audio'"),
         ("model.dtype=int4", "model.dtype"),
         ("stage.grpo.loss.kind=ppo", "ppo"),
