@@ -8,8 +8,8 @@ from pathlib import Path
 from tools.ablations import MEASURES, table, variants
 
 
-def finished(folder: Path, name: str, judge: dict[str, list[float]]) -> None:
-    """A run's files as far as the table reads them: the judge's reward of each row's items."""
+def finished(folder: Path, name: str, judge: dict[str, list[float]], last: str = "dpo") -> None:
+    """A run's files as far as the table reads them: the judge's reward of each row's items. `after` is after `last`."""
     run = folder / name
     run.mkdir(parents=True)
     items = [
@@ -21,7 +21,7 @@ def finished(folder: Path, name: str, judge: dict[str, list[float]]) -> None:
         for i in range(2)
     ]
     (run / "eval.json").write_text(json.dumps({"items": items}))
-    (run / "summary.json").write_text(json.dumps({"stages": ["sft", "opd"], "wall_s": 120.0}))
+    (run / "summary.json").write_text(json.dumps({"stages": ["sft", last], "wall_s": 120.0}))
 
 
 def test_variants_differ_from_the_recipe_by_their_stages_and_teacher() -> None:
@@ -33,6 +33,9 @@ def test_variants_differ_from_the_recipe_by_their_stages_and_teacher() -> None:
     assert stages["sft-dpo"] == ["sft", "dpo"]
     assert (stages["opd"], stages["dpo"]) == (["opd"], ["dpo"])
     assert all(config.seed == 5 for config in made.values())
+    assert stages["early"] == stages["full"]
+    assert (made["full"].data.speech.terse, made["early"].data.speech.terse) == (0.6, 0)
+    assert made["early"].eval == made["full"].eval
     assert made["own-teacher"].teacher.adapter == made["full"].model.adapter != made["full"].teacher.adapter
 
 
@@ -43,16 +46,18 @@ def test_seeds_are_pooled_and_each_stage_is_paired_with_the_one_above(tmp_path: 
     blank = " | " * (len(MEASURES) - 1)
     assert lines[2].replace("  ", " ") == f"| full | start | 0.250{blank} |".replace("  ", " ")
     assert "| full | after sft | 0.350 (+0.100, +0.100) |" in lines[3]
-    assert "| full | after opd | 0.350 (+0.000, +0.000) |" in lines[4]
+    assert "| full | after dpo | 0.350 (+0.000, +0.000) |" in lines[4]
     assert lines[-1] == "- full: seeds 1, 2; minutes 2, 2; 4 items"
 
 
-def test_variants_are_compared_at_their_ends_on_the_items_of_the_seeds_that_both_have(tmp_path: Path) -> None:
-    finished(tmp_path, "full-1", {"before": [0.0, 0.0], "after": [0.5, 0.7]})
-    finished(tmp_path, "full-2", {"before": [0.0, 0.0], "after": [0.0, 0.0]})
-    finished(tmp_path, "longer-sft-1", {"before": [0.0, 0.0], "after": [0.3, 0.5]})
+def test_variants_are_compared_on_the_items_of_the_seeds_that_both_have(tmp_path: Path) -> None:
+    finished(tmp_path, "full-1", {"before": [0.0, 0.0], "opd": [0.2, 0.4], "after": [0.5, 0.7]})
+    finished(tmp_path, "full-2", {"before": [0.0, 0.0], "opd": [0.0, 0.0], "after": [0.0, 0.0]})
+    finished(tmp_path, "longer-sft-1", {"before": [0.0, 0.0], "after": [0.3, 0.5]}, "sft")
+    finished(tmp_path, "own-teacher-1", {"before": [0.0, 0.0], "after": [0.1, 0.3]}, "opd")
     lines = table(tmp_path).splitlines()
-    assert "| full less longer-sft | at the end | +0.200 (+0.200, +0.200) |" in lines[6]
+    assert "| full less longer-sft | after dpo | +0.200 (+0.200, +0.200) |" in lines[9]
+    assert "| full less own-teacher | after opd | +0.100 (+0.100, +0.100) |" in lines[10]
 
 
 def test_an_item_without_a_value_is_left_out_of_the_pairs(tmp_path: Path) -> None:

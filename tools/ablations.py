@@ -5,7 +5,8 @@
 
 `full` is recipes/paper-mini.toml and `grpo` recipes/paper-mini-grpo.toml. `opd` and `dpo` are these stages of `full`
 alone, `sft-dpo` leaves distillation out, `own-teacher` distils from the student's own text mode, and `longer-sft`
-spends on references the time that `full` takes for all its stages.
+spends on references the time that `full` takes for all its stages. `early` is the other way round: a student that hears
+badly, an early stop of the starter's alignment, and references that are all whole; so is `early-longer-sft`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,12 @@ from speechsum.statistics import mean_ci, paired_difference
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 SFT_STEPS_FOR_THE_SAME_TIME = 150
+HELD_AGAINST = {
+    "grpo": ("full", "dpo"), "longer-sft": ("full", "dpo"), "own-teacher": ("full", "opd"), "sft-dpo": ("full", "dpo"),
+    "opd": ("full", "opd"), "dpo": ("full", "dpo"), "early-longer-sft": ("early", "dpo"),
+}  # fmt: skip
+"""The end of a variant, and the variant and stage whose weights it is compared with."""
+
 MEASURES = {
     "judge": "judge", "second_judge": "second judge", "fact_f1": "fact F1", "fact_recall": "recall",
     "hallucination": "hallucination", "repetition": "repetition", "wrong_audio_recall": "recall, wrong audio",
@@ -37,6 +44,7 @@ def variants(seed: int) -> dict[str, RunConfig]:
     sft, opd, dpo = full.stage
     own = full.teacher.model_copy(update={"adapter": full.model.adapter})
     longer = sft.model_copy(update={"steps": SFT_STEPS_FOR_THE_SAME_TIME})
+    early = _early(full)
     return {
         "full": full,
         "grpo": grpo,
@@ -45,7 +53,20 @@ def variants(seed: int) -> dict[str, RunConfig]:
         "sft-dpo": _with(full, sft, dpo),
         "opd": _with(full, opd),
         "dpo": _with(full, dpo),
+        "early": early,
+        "early-longer-sft": _with(early, longer),
     }
+
+
+def _early(full: RunConfig) -> RunConfig:
+    sft, opd, dpo = full.stage
+    speech = full.data.speech.model_copy(update={"terse": 0.0})
+    optimizer = opd.optimizer.model_copy(update={"lr": 2e-4, "projector_lr": 2e-4})
+    recipe = _with(full, sft.model_copy(update={"steps": 30}), opd.model_copy(update={"optimizer": optimizer}), dpo)
+    return recipe.model_copy(update={
+        "model": full.model.model_copy(update={"adapter": "early"}),
+        "data": full.data.model_copy(update={"speech": speech}),
+    })  # fmt: skip
 
 
 def _with(recipe: RunConfig, *stages: StageConfig) -> RunConfig:
@@ -94,20 +115,19 @@ class Variant:
                 for measure in MEASURES:
                     own[measure].append(answer["measures"].get(measure))
 
-    def ends(self, measure: str) -> dict[tuple[str, str], float | None]:
-        """What each item got from the last stage's weights."""
-        last = list(self.rows.values())[-1]
-        return dict(zip(self.items, last[measure], strict=True))
+    def answers(self, row: str, measure: str) -> dict[tuple[str, str], float | None]:
+        """What each item got from the weights of a row."""
+        return dict(zip(self.items, self.rows[row][measure], strict=True))
 
-    def lead(self, other: Variant) -> list[str]:
-        """By how much this ends above `other`, on the items of the seeds that both were run with."""
+    def lead(self, stage: str, other: Variant) -> list[str]:
+        """By how much this stands after `stage` above the end of `other`, on the items of the seeds that both have."""
         recordings = dict(zip(self.items, self.recordings, strict=True))
         cells = []
         for measure in MEASURES:
-            theirs = other.ends(measure)
+            theirs = other.answers(list(other.rows)[-1], measure)
             pairs = [
                 (before, value, recordings[key])
-                for key, value in self.ends(measure).items()
+                for key, value in self.answers(stage, measure).items()
                 if value is not None and (before := theirs.get(key)) is not None
             ]
             if not pairs:
@@ -156,8 +176,10 @@ def table(folder: Path) -> str:
     known = [name for name in variants(0) if name in found]
     for name in known:
         lines += found[name].lines(name)
-    for name in known[1:]:
-        lines.append(f"| {known[0]} less {name} | at the end | " + " | ".join(found[known[0]].lead(found[name])) + " |")
+    for name, (against, stage) in HELD_AGAINST.items():
+        if name in found and against in found:
+            cells = found[against].lead(stage, found[name])
+            lines.append(f"| {against} less {name} | after {stage} | " + " | ".join(cells) + " |")
     lines.append("")
     for name, variant in found.items():
         lines.append(f"- {name}: seeds {', '.join(variant.seeds)}; minutes "
