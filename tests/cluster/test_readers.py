@@ -78,7 +78,7 @@ def ears(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakePool:
 def mentor(monkeypatch: pytest.MonkeyPatch) -> FakePool:
     pool = FakePool(lambda p: f"teacher: {p.transcript}")
     monkeypatch.setattr(readers, "TeacherPool", lambda config, folder, **options: pool)
-    monkeypatch.setattr(readers.assets, "hears", lambda folder: False)
+    monkeypatch.setattr(readers, "hears", lambda folder: False)
     return pool
 
 
