@@ -62,6 +62,7 @@ from speechsum.audio import SAMPLE_RATE
 from speechsum.config import EngineConfig
 from speechsum.errors import RunError, UserError
 from speechsum.lora import adapted_weights, merge, pair_names, whole_tensors
+from speechsum.precision import Precision, resolved
 from speechsum.prompting import load_tokenizer
 from speechsum.types import FinishReason, SamplingParams, TeacherLogprobs, read_only
 from speechsum.weights import WeightsPayload, WeightsRefused, to_torch
@@ -125,7 +126,7 @@ class Engine:
         path: str | Path,
         config: EngineConfig,
         *,
-        dtype: str = "bfloat16",
+        dtype: Precision = "auto",
         audio: bool = True,
         receives: str | None = None,
         top_logprobs: int = 0,
@@ -382,14 +383,14 @@ def _use_threads(threads: int) -> None:
 
 
 def _engine_arguments(
-    path: Path, config: EngineConfig, dtype: str, audio: bool, receives: str | None, seed: int
+    path: Path, config: EngineConfig, dtype: Precision, audio: bool, receives: str | None, seed: int
 ) -> dict[str, Any]:
     """Keyword arguments of `vllm.LLM`; the CPU takes an absolute key-value cache, the GPU a share of its memory."""
     arguments: dict[str, Any] = {
         "model": str(path),
         "load_format": "safetensors",  # any other format is unpickled
         "trust_remote_code": False,
-        "dtype": dtype,
+        "dtype": resolved(dtype, gpu=not current_platform.is_cpu()),
         "seed": seed,
         "max_model_len": config.max_model_len,
         "max_num_seqs": config.max_num_seqs,

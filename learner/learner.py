@@ -30,6 +30,7 @@ from speechsum.batching import microbatches
 from speechsum.config import AugmentConfig, RunConfig, StageConfig
 from speechsum.errors import RunError, UserError
 from speechsum.families import FAMILIES
+from speechsum.precision import resolved
 from speechsum.prompting import PromptBuilder
 from speechsum.types import AudioRef, Completion, TrainingSample, read_only
 
@@ -48,14 +49,15 @@ class Learner:
         self.config = config
         on_gpu = config.learner.backend == "nccl"
         self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-        self.dtype = getattr(torch, config.model.dtype)
+        dtype = resolved(config.model.dtype, gpu=on_gpu)
+        self.dtype = getattr(torch, dtype)
         self.family = FAMILIES[config.model.family]
         self.prompts = PromptBuilder.load(checkpoint, self.family)
         self.extractor = AutoFeatureExtractor.from_pretrained(checkpoint, trust_remote_code=False)
         self.limits = AudioLimits(max_s=config.model.max_audio_s)
         torch.manual_seed(config.seed)  # ranks must draw the same LoRA before sharding
         attention = "sdpa" if self.device.type == "cuda" else "eager"  # torch's CPU flash backward is the slower one
-        self.model = self.family.load(checkpoint, config.model.dtype, attention).to(self.device)
+        self.model = self.family.load(checkpoint, dtype, attention).to(self.device)
         policy = SpeechPolicy(self.model, self.family, config.model.lora, train_projector=config.model.train_projector)
         if config.learner.activation_checkpointing:
             policy.decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

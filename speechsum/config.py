@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from speechsum.errors import UserError
 from speechsum.objectives import DpoLoss, Loss, OpdLoss
+from speechsum.precision import Precision
 from speechsum.section import Fraction, NonNegative, Positive, Resources, Section
 from speechsum.stages import StageKind, kind_of
 
@@ -67,7 +68,7 @@ class ModelConfig(Section):
     path: str = STARTER
     family: Literal["audio_flamingo3", "granite_speech", "qwen2_5_omni", "qwen3_omni"] = "audio_flamingo3"
     adapter: str = "none"
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Precision = "auto"
     lora: LoraConfig = LoraConfig()
     train_projector: bool = True
     max_audio_s: Annotated[float, Field(gt=0)] = 30.0
@@ -324,7 +325,7 @@ class TeacherConfig(Section):
 
     path: str = ""
     adapter: str = "none"
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Precision = "auto"
     actors: Positive = 1
     gpus_per_actor: NonNegative = 0
     resources: Resources = Field(default_factory=dict)

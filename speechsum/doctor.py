@@ -62,7 +62,10 @@ for name, statement in json.loads(sys.argv[1]).items():
             result = f"{type(error).__name__}: {text[:160]}"
     print("PROBE", json.dumps([name, result]), flush=True)
 if "torch" in sys.modules:
-    print("PROBE", json.dumps(["cuda", "yes" if sys.modules["torch"].cuda.is_available() else "no"]), flush=True)
+    from speechsum.precision import resolved
+    cuda = sys.modules["torch"].cuda.is_available()
+    print("PROBE", json.dumps(["cuda", "yes" if cuda else "no"]), flush=True)
+    print("PROBE", json.dumps(["precision", resolved("auto", gpu=cuda)]), flush=True)
 """
 
 
@@ -91,7 +94,8 @@ def run() -> int:
     console = Console()
     with console.status("testing imports") as moving:
         probed = probe(PACKAGES, lambda name: moving.update(f"testing {name}"))
-    checks = [*machine(), *packages(probed), gpu(probed.get("cuda") == "yes"), *starter(), hub(os.environ)]
+    device = gpu(probed.get("cuda") == "yes", probed.get("precision", ""))
+    checks = [*machine(), *packages(probed), device, *starter(), hub(os.environ)]
     console.print(_table(checks))
     failing = [check.name for check in checks if check.state is State.FAIL]
     console.print(f"not ready: {', '.join(failing)}" if failing else "ready")
@@ -226,13 +230,13 @@ def _first_line(path: Path) -> str:
         return ""
 
 
-def gpu(cuda: bool, node: Path = Path("/dev/nvidia0")) -> Check:
-    """Which device a run would use, and whether PyTorch's build fits it."""
+def gpu(cuda: bool, precision: str = "", node: Path = Path("/dev/nvidia0")) -> Check:
+    """Which device a run would use, in which `precision`, and whether PyTorch's build fits it."""
     if cuda:
         return Check("gpu", State.OK, "PyTorch sees it")
     if node.exists():
         return Check("gpu", State.WARN, "present, but PyTorch cannot use it", "run `make setup` with the GPU build")
-    return Check("gpu", State.OK, "none; runs use the CPU")
+    return Check("gpu", State.OK, f"none; runs use the CPU{precision and f', in {precision}'}")
 
 
 # --- the starter ---------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from actors.judge import make_judge, score_groups
 from actors.likelihood_judge import NARROW, WHOLE, LikelihoodJudge, combine, copy_factor, subject_factor, weights_for
 from speechsum.config import EngineConfig, JudgeConfig
 from speechsum.errors import UserError
+from speechsum.precision import resolved
 from speechsum.types import (
     AudioRef,
     FailureKind,
@@ -199,7 +200,7 @@ def test_real_engine_agrees_with_transformers(tiny_text_path):
         (reward,) = judge.score([task])
     finally:
         judge.close()
-    model = AutoModelForCausalLM.from_pretrained(tiny_text_path, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(tiny_text_path, dtype=getattr(torch, resolved("auto", gpu=False)))
     ids = torch.tensor([plan.given_source.context + plan.given_source.target])
     with torch.no_grad():
         rows = torch.log_softmax(model(ids).logits[0, :-1].float(), -1)

@@ -44,7 +44,8 @@ def test_too_little_shared_memory_is_a_warning(tmp_path: Path) -> None:
 
 def test_a_gpu_that_pytorch_cannot_use_is_told(tmp_path: Path) -> None:
     assert doctor.gpu(cuda=False, node=tmp_path).state is State.WARN
-    assert doctor.gpu(cuda=False, node=tmp_path / "none").state is State.OK
+    none = doctor.gpu(cuda=False, precision="float32", node=tmp_path / "none")
+    assert (none.state, none.found) == (State.OK, "none; runs use the CPU, in float32")
     assert doctor.gpu(cuda=True).state is State.OK
 
 
