@@ -128,7 +128,7 @@ def read_encoded(ref: AudioRef, limits: AudioLimits = DEFAULT_LIMITS) -> bytes:
     try:
         encoded = _regular_file(ref.path, limits.max_bytes + 1)
     except (FileNotFoundError, NotADirectoryError):
-        _refuse(ref.key, AudioFault.MISSING, "there is no such file; correct the path in the manifest or data.root")
+        _refuse(ref.key, AudioFault.MISSING, "there is no such file; correct its path, or data.root for a manifest's")
     except (OSError, ValueError) as error:
         _refuse(ref.key, AudioFault.UNREADABLE, f"cannot be read ({error}); check the path and its permissions")
     if encoded is None:
