@@ -163,6 +163,7 @@ def judge_cases(
     """Every case judged, a few clips at a time, and the seconds that the judge took."""
     verdicts: list[Verdict] = []
     started = time.perf_counter()
+    say(f"judged: 0 of {len(cases)} clips")
     for at in range(0, len(cases), CLIPS_AT_ONCE):
         some = cases[at : at + CLIPS_AT_ONCE]
         tasks: list[list[Any]] = [[*(case.pair_tasks if pairwise else case.tasks)] for case in some]

@@ -116,7 +116,8 @@ def test_a_judge_is_asked_a_few_clips_at_a_time() -> None:
     judge, said = FakeJudge(lambda task: Reward(0.5)), []
     judge_cases(judge.score, [case(str(n), name="x") for n in range(audit.CLIPS_AT_ONCE + 1)], said.append)
     assert judge.calls == [2 * audit.CLIPS_AT_ONCE, 2]
-    assert said[-1] == f"judged: {audit.CLIPS_AT_ONCE + 1} of {audit.CLIPS_AT_ONCE + 1} clips"
+    clips = audit.CLIPS_AT_ONCE + 1
+    assert said == [f"judged: {done} of {clips} clips" for done in (0, clips - 1, clips)]
 
 
 def test_a_pairwise_judge_is_shown_each_canary_and_every_two_steps() -> None:
