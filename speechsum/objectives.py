@@ -79,7 +79,8 @@ class PairRules(Section):
     most, the widest first, no completion twice.
 
     With `grounded`, which is for judges too small to tell what was made up, the preferred one has no smaller share of
-    content words that were said (`textscores.said_share`), and pairs that differ in it come first.
+    content words that were said (`textscores.said_share`). Pairs that differ in it come first, the widest apart in it,
+    and need no margin.
     """
 
     margin: NonNegative = 0.05

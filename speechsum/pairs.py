@@ -36,11 +36,10 @@ def choose_pairs(
     """
     known = {i: r for i, r in enumerate(rewards) if r is not None}
     leads = _preferred_leads(preferences) if preferences else _reward_leads(known)
-    grounded = said if rules.grounded else (1.0,) * len(rewards)
+    said = said if rules.grounded else (0.0,) * len(rewards)
     candidates = [
-        (grounded[i] > grounded[j], lead, i, j) for (i, j), lead in leads.items()
-        if lead >= rules.margin
-        and grounded[i] >= grounded[j]
+        (gap, lead, i, j) for (i, j), lead in leads.items()
+        if ((gap := said[i] - said[j]) > 0 or (gap == 0 and lead >= rules.margin))
         and _allowed(known[i], known[j], lengths[i], lengths[j], rules)
     ]  # fmt: skip
     pairs: list[tuple[int, int]] = []

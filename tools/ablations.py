@@ -75,7 +75,7 @@ def _early(full: RunConfig) -> RunConfig:
 
 def _grounded(dpo: StageConfig) -> StageConfig:
     assert isinstance(dpo.loss, DpoLoss)
-    rules = dpo.loss.rules.model_copy(update={"grounded": True})
+    rules = dpo.loss.rules.model_copy(update={"faithful_first": False, "grounded": True})
     return dpo.model_copy(update={"loss": dpo.loss.model_copy(update={"rules": rules})})
 
 
