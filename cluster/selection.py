@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from speechsum.advantage import group_advantages
 from speechsum.objectives import DpoLoss, GrpoLoss, Loss
 from speechsum.pairs import choose_pairs
-from speechsum.textscores import said_share
 from speechsum.types import Completion, Lesson, Reward, ScoredGroup, TeacherLogprobs, Trajectory, TrajectoryGroup
 
 JUDGE_FAILED = "judge_failed"
@@ -75,10 +74,7 @@ def _compared(
 def _paired(loss: DpoLoss, scored: ScoredGroup, rewards: Sequence[Reward | None], otherwise: str) -> Selection:
     """The group's pairs, the preferred completion of each first."""
     trajectories = scored.group.trajectories
-    lengths = [len(t.token_ids) for t in trajectories]
-    transcript = scored.group.prompt.transcript
-    said = [said_share(t.text, transcript) or 0.0 for t in trajectories]
-    chosen = choose_pairs(rewards, lengths, loss.rules, scored.preferences, said)
+    chosen = choose_pairs(rewards, [len(t.token_ids) for t in trajectories], loss.rules, scored.preferences)
     roles = {index: (number, side == 0) for number, pair in enumerate(chosen) for side, index in enumerate(pair)}
     completions = tuple(_completion(trajectories[i]) for pair in chosen for i in pair)
     pairs = tuple(roles.get(i) for i in range(len(rewards)))

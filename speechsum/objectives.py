@@ -77,15 +77,10 @@ class PairRules(Section):
     Their rewards are at least `margin` apart; with `faithful_first` the preferred one is no less faithful, by the
     judge's own breakdown; neither is more than `max_length_ratio` times as long as the other. `per_prompt` pairs at
     most, the widest first, no completion twice.
-
-    With `grounded`, which is for judges too small to tell what was made up, the preferred one has no smaller share of
-    content words that were said (`textscores.said_share`). Pairs that differ in it come first, the widest apart in it,
-    and need no margin.
     """
 
     margin: NonNegative = 0.05
     faithful_first: bool = True
-    grounded: bool = False
     max_length_ratio: Annotated[float, Field(ge=1)] = 3.0
     per_prompt: Positive = 1
 

@@ -22,29 +22,22 @@ COLUMNS = ("prompt_id", "chosen", "rejected")
 
 
 def choose_pairs(
-    rewards: Sequence[Reward | None],
-    lengths: Sequence[int],
-    rules: PairRules,
-    preferences: Sequence[Preference] = (),
-    said: Sequence[float] = (),
+    rewards: Sequence[Reward | None], lengths: Sequence[int], rules: PairRules, preferences: Sequence[Preference] = ()
 ) -> list[tuple[int, int]]:
     """Indices (preferred, other) of completions that `rules` allow to be compared, the widest apart first.
 
     `rewards` is None where the judge failed, `lengths` are in tokens. No completion is in two pairs. Where a judge
-    compared the completions themselves, its `preferences` say how far apart two are, and rewards do not. `said` is the
-    share of each completion's content words that were said, for the rule `grounded`.
+    compared the completions themselves, its `preferences` say how far apart two are, and rewards do not.
     """
     known = {i: r for i, r in enumerate(rewards) if r is not None}
     leads = _preferred_leads(preferences) if preferences else _reward_leads(known)
-    said = said if rules.grounded else (0.0,) * len(rewards)
     candidates = [
-        (gap, lead, i, j) for (i, j), lead in leads.items()
-        if ((gap := said[i] - said[j]) > 0 or (gap == 0 and lead >= rules.margin))
-        and _allowed(known[i], known[j], lengths[i], lengths[j], rules)
+        (lead, i, j) for (i, j), lead in leads.items()
+        if lead >= rules.margin and _allowed(known[i], known[j], lengths[i], lengths[j], rules)
     ]  # fmt: skip
     pairs: list[tuple[int, int]] = []
     used: set[int] = set()
-    for _, _, i, j in sorted(candidates, key=lambda c: (-c[0], -c[1], c[2], c[3])):
+    for _, i, j in sorted(candidates, key=lambda c: (-c[0], c[1], c[2])):
         if len(pairs) < rules.per_prompt and not {i, j} & used:
             pairs.append((i, j))
             used |= {i, j}

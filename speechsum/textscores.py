@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from speechsum import rewards
-from speechsum.numerals import with_digits
 
 RUN = 4
 """So many words in a row, taken from the transcript, are copied; fewer are what two texts on one subject share."""
@@ -19,7 +18,6 @@ LEAST_STEM = 3
 
 _APOSTROPHES = re.compile(r"['\u2018\u2019]")
 _WORD = re.compile(r"[^\W_]+")
-_COUNTERS = re.compile(r"^\s*\d+[.)]\s", re.MULTILINE)
 _SPACE = re.compile(r"(\s+)")
 
 
@@ -127,24 +125,6 @@ def copied_share(summary: str, transcript: str) -> float | None:
     return len(copied) / len(own)
 
 
-def said_share(summary: str, transcript: str) -> float | None:
-    """Share in [0, 1] of the summary's content words that `transcript` holds; None where the summary has none.
-
-    Made-up names, numbers and things are looked for among what is new, as no reference is needed for that (Nan et al.
-    2021, arXiv 2102.09130, for named entities). An ending makes no other word. A number below a thousand is one word
-    in digits, whichever way it is spelled: "25" was said where "twenty five" was, and neither "twenty" nor "5" was.
-    Numbers that count off the items of a list are left out. A word of the summary's form ("deadline") counts as new
-    too, so it is for comparing summaries of one request and no verdict on one.
-    """
-    own = rewards.content_words(_numbers_in_digits(_COUNTERS.sub("", summary)))
-    heard = _heard(_numbers_in_digits(transcript))
-    return sum(_was_said(word, heard) for word in own) / len(own) if own else None
-
-
-def _numbers_in_digits(text: str) -> str:
-    return with_digits(rewards.folded(text).replace("-", " "))
-
-
 def marked(summary: str, transcript: str) -> list[tuple[str, bool]]:
     """The summary in pieces that join to it again, each with whether it holds a content word that was not said.
 
@@ -152,14 +132,9 @@ def marked(summary: str, transcript: str) -> list[tuple[str, bool]]:
     was said where "send" was. A reader's aid and no verdict: "25" is marked where "twenty five" was said, and a
     swapped name that stands elsewhere in the transcript is not.
     """
-    heard = _heard(transcript.replace("-", " "))
+    heard = {word.removesuffix("'s") for word in rewards.words(transcript.replace("-", " "))}
     pieces = [piece for piece in _SPACE.split(summary) if piece]
     return [(piece, any(not _was_said(word, heard) for word in _content(piece))) for piece in pieces]
-
-
-def _heard(transcript: str) -> set[str]:
-    """Its words, without the ending of a possessive."""
-    return {word.removesuffix("'s") for word in rewards.words(transcript)}
 
 
 def _content(piece: str) -> list[str]:

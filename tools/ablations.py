@@ -4,10 +4,9 @@
     python tools/ablations.py table runs/ablations                  # as Markdown: how each stands after each stage
 
 `full` is recipes/paper-mini.toml and `grpo` recipes/paper-mini-grpo.toml. `opd` and `dpo` are these stages of `full`
-alone, `sft-dpo` leaves distillation out, and `grounded` holds the pairs of that to what was said. `own-teacher` distils
-from the student's own text mode, and `longer-sft` spends on references the time that `full` takes for all its stages.
-`early` is the other way round: a student that hears badly, an early stop of the starter's alignment, and references
-that are all whole; so is `early-longer-sft`.
+alone, `sft-dpo` leaves distillation out, `own-teacher` distils from the student's own text mode, and `longer-sft`
+spends on references the time that `full` takes for all its stages. `early` is the other way round: a student that hears
+badly, an early stop of the starter's alignment, and references that are all whole; so is `early-longer-sft`.
 """
 
 from __future__ import annotations
@@ -20,15 +19,13 @@ from pathlib import Path
 
 from speechsum.commands import calm_threads, stay_on_this_machine
 from speechsum.config import RunConfig, StageConfig, load_recipe
-from speechsum.objectives import DpoLoss
 from speechsum.statistics import mean_ci, paired_difference
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 SFT_STEPS_FOR_THE_SAME_TIME = 150
 HELD_AGAINST = {
     "grpo": ("full", "dpo"), "longer-sft": ("full", "dpo"), "own-teacher": ("full", "opd"), "sft-dpo": ("full", "dpo"),
-    "grounded": ("sft-dpo", "dpo"), "opd": ("full", "opd"), "dpo": ("full", "dpo"),
-    "early-longer-sft": ("early", "dpo"),
+    "opd": ("full", "opd"), "dpo": ("full", "dpo"), "early-longer-sft": ("early", "dpo"),
 }  # fmt: skip
 """The end of a variant, and the variant and stage whose weights it is compared with."""
 
@@ -54,7 +51,6 @@ def variants(seed: int) -> dict[str, RunConfig]:
         "longer-sft": _with(full, longer),
         "own-teacher": _with(full, sft, opd).model_copy(update={"teacher": own}),
         "sft-dpo": _with(full, sft, dpo),
-        "grounded": _with(full, sft, _grounded(dpo)),
         "opd": _with(full, opd),
         "dpo": _with(full, dpo),
         "early": early,
@@ -71,12 +67,6 @@ def _early(full: RunConfig) -> RunConfig:
         "model": full.model.model_copy(update={"adapter": "early"}),
         "data": full.data.model_copy(update={"speech": speech}),
     })  # fmt: skip
-
-
-def _grounded(dpo: StageConfig) -> StageConfig:
-    assert isinstance(dpo.loss, DpoLoss)
-    rules = dpo.loss.rules.model_copy(update={"faithful_first": False, "grounded": True})
-    return dpo.model_copy(update={"loss": dpo.loss.model_copy(update={"rules": rules})})
 
 
 def _with(recipe: RunConfig, *stages: StageConfig) -> RunConfig:

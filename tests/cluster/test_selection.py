@@ -87,17 +87,6 @@ def test_a_pairwise_judge_says_which_two():
     assert found.fates == ("no_pair", "", "")
 
 
-def test_pairs_may_have_to_keep_to_what_was_said():
-    texts = ("Anna sends twenty invoices.", "Anna sends the invoices.", "The invoices of Anna's team.")
-    group = scored(Reward(0.9), Reward(0.6), Reward(0.3))
-    prompt = replace(group.group.prompt, transcript="Anna's team will send 30 invoices.")
-    trajectories = tuple(replace(t, text=text) for t, text in zip(group.group.trajectories, texts, strict=True))
-    group = replace(group, group=replace(group.group, prompt=prompt, trajectories=trajectories))
-    assert ids(judged(DPO, group)) == [0, 2]
-    rules = DPO.rules.model_copy(update={"grounded": True})
-    assert ids(judged(DPO.model_copy(update={"rules": rules}), group)) == [1, 2]
-
-
 def test_a_teacher_alone_takes_whatever_it_could_read():
     group = scored(*[FAILED] * 3).group
     found = taught(group, [LESSON, UNREAD, LESSON], None)

@@ -90,19 +90,6 @@ def test_what_a_gate_turned_down_is_least_faithful():
     assert choose_pairs(scored, [5] * 2, rules(faithful_first=True)) == [(1, 0)]
 
 
-def test_made_up_words_are_never_preferred():
-    scored = rewards(0.9, 0.5, 0.4, 0.1)
-    assert choose_pairs(scored, [5] * 4, rules(grounded=True), said=(0.5, 1.0, 0.75, 0.75)) == [(1, 3)]
-    assert choose_pairs(scored, [5] * 4, FREE, said=(0.5, 1.0, 0.75, 0.75)) == [(0, 3), (1, 2)]
-
-
-def test_pairs_that_differ_in_what_was_said_come_first_and_need_no_margin():
-    scored = rewards(0.9, 0.5, 0.4, 0.1)
-    assert choose_pairs(scored, [5] * 4, rules(grounded=True), said=(0.5, 0.5, 1.0, 0.5)) == [(2, 3), (0, 1)]
-    assert choose_pairs(scored, [5] * 4, rules(grounded=True, margin=0.5), said=(0.5, 0.5, 1.0, 0.5)) == [(2, 3)]
-    assert choose_pairs(scored[:3], [5] * 3, rules(grounded=True), said=(0.6, 0.7, 0.0)) == [(1, 2)]
-
-
 # --- read ------------------------------------------------------------------------------------------------------------
 
 ROWS = [{"prompt_id": "a", "chosen": "yes", "rejected": "no"}, {"prompt_id": "b", "chosen": "up", "rejected": "down"}]
