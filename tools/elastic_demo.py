@@ -49,7 +49,7 @@ KILL_AFTER_S = 10.0
 """How long three actors work together before the node of one is killed."""
 
 LOAD = {"steps": 28, "groups_per_step": 8, "group_size": 8}
-IDLE_STEPS = 25
+IDLE_STEPS = 500  # of a tenth of a second and more: longer than `idle_s`, the draining and the nodes' own time-out
 WIDTH, HEIGHT, LEFT, TOP, FOOT = 760, 250, 56, 24, 30
 
 
