@@ -119,17 +119,18 @@ class Member:
 class ElasticPool:
     """See the module. `role` names the actors in messages; `start` of them are made at once.
 
-    Those that die are replaced if `replaced`, and otherwise end the run.
+    Those that die are replaced if `replaced`, and otherwise end the run. `say` is told of each, and why it died.
     """
 
     def __init__(
         self, role: str, side: Side, bounds: PoolConfig, start: int, *, replaced: bool = True,
-        clock: Callable[[], float] = time.monotonic,
+        say: Callable[[str], None] = lambda text: None, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self.role, self.side, self.bounds, self._replaced, self._clock = role, side, bounds, replaced, clock
+        self._say = say
         self.sizer = Sizer(bounds, start, clock)
-        self.wanted, self.lost, self.returned = start, 0, 0
-        self._made = self._failed_starts = 0
+        self.wanted, self.lost, self.starts_failed, self.returned = start, 0, 0, 0
+        self._made = self._failed_in_a_row = 0
         self._queue: deque[Ticket] = deque()
         self._push: tuple[Any, WeightsVersion] | None = None
         self._leaving: Collection[str] = ()
@@ -192,6 +193,7 @@ class ElasticPool:
         return figures | {
             f"{self.role}/actors_wanted": self.wanted,
             f"{self.role}/actors_lost": self.lost,
+            f"{self.role}/starts_failed": self.starts_failed,
             f"{self.role}/requests_returned": self.returned,
         }
 
@@ -250,7 +252,7 @@ class ElasticPool:
         else:
             check_versions([result], member.receiving)
         if self._push is None or member.receiving == self._push[1].version:
-            member.state, self._failed_starts = State.SERVING, 0
+            member.state, self._failed_in_a_row = State.SERVING, 0
             self._drain_if_node_leaves(member)
             self._assign()
         else:
@@ -327,12 +329,15 @@ class ElasticPool:
         """It is dead: forget it, and give its requests to others. Raises `RunError` if that would go on for ever."""
         if not self._replaced:
             raise error
-        self.lost += 1
-        if member.state is State.STARTING:
-            self._failed_starts += 1
-            if self._failed_starts >= FAILED_STARTS_LIMIT:
-                raise RunError(f"{self._failed_starts} {self.role} actors in a row died before they served; {error}")
         tickets = list(member.calls.values())
+        self._say(f"lost {member.name} ({member.state}, requests in hand: {len(tickets)}): {error}")
+        if member.state is State.STARTING:
+            self.starts_failed += 1
+            self._failed_in_a_row += 1
+            if self._failed_in_a_row >= FAILED_STARTS_LIMIT:
+                raise RunError(f"{self._failed_in_a_row} {self.role} actors in a row died before they served; {error}")
+        else:
+            self.lost += 1
         for ticket in tickets[:1]:
             ticket.deaths += 1
             if ticket.deaths >= ATTEMPTS_LIMIT:

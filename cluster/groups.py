@@ -250,14 +250,14 @@ def wait_for_one(refs: Sequence[ObjectRef], timeout_s: float) -> list[ObjectRef]
 class RolloutPool(ElasticPool):
     """Rollout actors, and the version that all of them serve."""
 
-    def __init__(self, config: RunConfig, checkpoint: Path) -> None:
+    def __init__(self, config: RunConfig, checkpoint: Path, say: Callable[[str], None] = lambda text: None) -> None:
         chosen = config.rollout
         actor = _deployed(RolloutActor, chosen.gpus_per_actor, chosen.engine.threads, chosen.resources)
         side = RayActors(
             lambda index: actor.remote(str(checkpoint), config.model, chosen, index=index, seed=config.seed)
         )
         in_store = chosen.backend == "object_store"  # a transfer between GPUs knows the actors of the start only
-        super().__init__("rollout", side, chosen.bounds, chosen.actors, replaced=in_store)
+        super().__init__("rollout", side, chosen.bounds, chosen.actors, replaced=in_store, say=say)
         self._prompts_per_request = chosen.prompts_per_request
 
     def ready(self) -> list[ObjectRef]:
@@ -301,7 +301,10 @@ class RolloutPool(ElasticPool):
 class JudgePool(ElasticPool):
     """Judge actors. Those that judge by the teacher's model have no engine of their own where there are `teachers`."""
 
-    def __init__(self, config: RunConfig, checkpoint: Path | None, teachers: TeacherPool | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, checkpoint: Path | None, teachers: TeacherPool | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:  # fmt: skip
         from actors.judge import JudgeActor
 
         chosen = config.judge
@@ -309,7 +312,7 @@ class JudgePool(ElasticPool):
         path = str(checkpoint) if checkpoint else None
         asked = teachers.actors if teachers and chosen.path == TEACHER else [None]
         side = RayActors(lambda index: actor.remote(chosen, path, index=index, teacher=asked[index % len(asked)]))
-        super().__init__("judge", side, chosen.bounds, chosen.actors)
+        super().__init__("judge", side, chosen.bounds, chosen.actors, say=say)
         self._pairwise = chosen.kind == "pairwise"
 
     def ready(self) -> list[ObjectRef]:

@@ -138,8 +138,8 @@ class Crew:
         teachers = _teachers(config, plan) if plan.teacher_checkpoint else None
         crew = cls(
             LearnerGroup(config, plan.checkpoint),
-            RolloutPool(config, plan.checkpoint) if sampling else None,
-            JudgePool(config, plan.judge_checkpoint, teachers) if sampling else None,
+            RolloutPool(config, plan.checkpoint, watch.note) if sampling else None,
+            JudgePool(config, plan.judge_checkpoint, teachers, watch.note) if sampling else None,
             teachers,
         )
         waiting = [ref for group in crew.groups for ref in group.ready()]

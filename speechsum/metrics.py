@@ -184,7 +184,8 @@ METRICS |= {
         ("actors_starting", "actors", "actors that wait for a node, load, or receive the weights in force"),
         ("actors_serving", "actors", "actors that take new requests"),
         ("actors_draining", "actors", "actors that end what they are at and go"),
-        ("actors_lost", "actors", "actors that died since the run was started or resumed"),
+        ("actors_lost", "actors", "actors that died after they had served, since the run was started or resumed"),
+        ("starts_failed", "actors", "actors that died before they served, since the run was started or resumed"),
         ("requests_returned", "requests", "requests taken back from actors that died or leave, and given to others"),
     )
 }

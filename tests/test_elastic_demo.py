@@ -41,7 +41,8 @@ def finished(folder: Path, rows: Sequence[LedgerRow]) -> dict[str, Any]:
     ledger = Ledger(folder / "run")
     ledger.record(rows)
     ledger.flush()
-    pool = {"rollout/actors_lost": 1.0, "rollout/requests_returned": 2.0, "rollout/actors_serving": 1.0}
+    figures = {"actors_lost": 1.0, "starts_failed": 0.0, "requests_returned": 2.0, "actors_serving": 1.0}
+    pool = {f"rollout/{name}": value for name, value in figures.items()}
     lines = [{"time": 101.0 + i, "wall/step_s": 1.0, "rollout/tokens": 2.0, **pool} for i in range(2)]
     (folder / "run" / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     observer = Observer()

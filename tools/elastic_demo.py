@@ -1,6 +1,6 @@
 """A short training run on Ray's own autoscaler: rollout actors 1 -> 3 under load, a node killed, back to 1 when idle.
 
-    python -m tools.elastic_demo runs/elastic       # from the root of a checkout, as root on Linux; about five minutes
+    python -m tools.elastic_demo runs/elastic       # from the root of a checkout, as root on Linux; over five minutes
 
 Everything is the real thing except the size of the model, which is the tests' random one, and the nodes, which are
 Ray's fake ones: processes of this machine that autoscaler v2 starts and ends. All of it runs in namespaces of its own,
@@ -26,7 +26,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 
 from speechsum.config import RunConfig, parse
 from speechsum.data import PromptStream
+from speechsum.errors import StopAsked
 from speechsum.ledger import read_ledger
 from speechsum.types import AudioRef, Prompt
 from tests.tiny import recording, tiny_checkpoint
@@ -48,8 +49,12 @@ ADDRESS = "127.0.0.1:6379"
 KILL_AFTER_S = 10.0
 """How long three actors work together before the node of one is killed."""
 
-LOAD = {"steps": 28, "groups_per_step": 8, "group_size": 8}
-IDLE_STEPS = 500  # of a tenth of a second and more: longer than `idle_s`, the draining and the nodes' own time-out
+LOAD = {"steps": 120, "groups_per_step": 8, "group_size": 8}
+"""Enough for three actors to load, one to be killed and its successor to load, on a slow and on a fast machine."""
+
+IDLE_STEPS = 10_000
+"""The last stage has no end of its own: `Observer` stops the run once the pool and its nodes have shrunk."""
+
 WIDTH, HEIGHT, LEFT, TOP, FOOT = 760, 250, 56, 24, 30
 
 
@@ -146,7 +151,7 @@ def make_recipe(folder: Path) -> RunConfig:
         "name": "elastic", "seed": SEED, "data": {"train": data, "eval": data}, "eval": {"clips": 0},
         "model": {"path": str(model), "dtype": "float32", "max_audio_s": 4, "max_prompt_tokens": 220},
         "rollout": {"max_tokens": 128, "prompts_per_request": 2, "engine": engine, "resources": {"rollout": 1},
-                    "pool": {"min": 1, "max": 3, "target_s": 3, "idle_s": 15}},
+                    "pool": {"min": 1, "max": 3, "target_s": 0.5, "idle_s": 15}},
         "judge": {"kind": "lexical", "resources": {"judge": 1}}, "watch": {"wandb": "disabled"},
         "learner": {"ranks": 1, "resources": {"learner": 1}}, "preflight": {"prompts": 2}, "stage": stages,
     }, "the demo")  # fmt: skip
@@ -154,7 +159,7 @@ def make_recipe(folder: Path) -> RunConfig:
 
 @dataclass
 class Observer(threading.Thread):
-    """Looks at the cluster twice a second from the outside, and kills one node in the middle."""
+    """Looks at the cluster twice a second from outside, kills a node in the middle, and stops the run at its end."""
 
     seen: list[dict[str, float]] = field(default_factory=list)
     killed_at: float | None = None
@@ -167,7 +172,7 @@ class Observer(threading.Thread):
         return id(self)
 
     def run(self) -> None:
-        """Until `stop`."""
+        """Until one actor is left on one node after the killing, or `stop`."""
         together_since = 0.0
         while not self._over.wait(0.5):
             if not ray.is_initialized():
@@ -180,6 +185,9 @@ class Observer(threading.Thread):
             if self.killed_at is None and together_since and now - together_since > KILL_AFTER_S:
                 self.killed_at = now
                 _kill_node(alive[0])
+            if self.killed_at and len(alive) == nodes == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
 
     def stop(self) -> None:
         """Look no more."""
@@ -224,6 +232,7 @@ def account(folder: Path, observer: Observer) -> dict[str, Any]:
         "incomplete groups": sum(n != LOAD["group_size"] for n in groups.values()), "steps trained": len(trained),
         "dropped trajectories": dict(Counter(row["drop_reason"] for row in rows if row["drop_reason"])),
         "actors lost": metrics[-1]["rollout/actors_lost"],
+        "starts failed": metrics[-1]["rollout/starts_failed"],
         "requests returned": metrics[-1]["rollout/requests_returned"],
         "most actors": max(s["actors"] for s in observer.seen), "most nodes": max(s["nodes"] for s in observer.seen),
         "actors at the end": metrics[-1]["rollout/actors_serving"], "nodes at the end": observer.seen[-1]["nodes"],
@@ -300,7 +309,8 @@ def inside(folder: Path) -> int:
         observer = Observer()
         observer.start()
         try:
-            run(config, folder / "run", address=address, resume=False, overwrite=False)
+            with suppress(StopAsked):
+                run(config, folder / "run", address=address, resume=False, overwrite=False)
         finally:
             observer.stop()
     figures = account(folder, observer)

@@ -140,7 +140,8 @@ POOLS = [
       for role in ("rollout", "judge")),
     Chart("Lost and given to others", "Since the run was started or resumed.", "short",
           {f"{role}: {what}": Q.latest(f"{role}/{name}") for role in ("rollout", "judge")
-           for what, name in (("actors lost", "actors_lost"), ("requests returned", "requests_returned"))}),
+           for what, name in (("actors lost", "actors_lost"), ("starts failed", "starts_failed"),
+                              ("requests returned", "requests_returned"))}),
 ]  # fmt: skip
 JUDGE = [
     Chart("Time of a judge's call", "A call judges some groups at once.", "s",

@@ -51,6 +51,7 @@ class FakeActors:
         self.results: dict[int, Any] = {}
         self.leaving: set[str] = set()
         self.killed: list[int] = []
+        self.said: list[str] = []
         self.advance = lambda: None
 
     # --- what the pool calls ------------------------------------------------------------------------------------
@@ -133,7 +134,7 @@ def stamp(version: int) -> WeightsVersion:
 def pool_of(least: int, most: int, start: int, **bounds: float) -> tuple[ElasticPool, FakeActors]:
     side = FakeActors()
     config = PoolConfig(min=least, max=most, **bounds)
-    return ElasticPool("rollout", side, config, start, clock=lambda: side.now), side
+    return ElasticPool("rollout", side, config, start, say=side.said.append, clock=lambda: side.now), side
 
 
 def ask(pool: ElasticPool, side: FakeActors, name: str, min_version: int = -1, work: int = 1) -> Ticket:
@@ -216,6 +217,7 @@ def test_what_a_dead_actor_held_goes_to_another_in_its_old_order() -> None:
     assert [ticket.actor for ticket in tickets] == ["rollout 0", "rollout 1", "rollout 0", "rollout 1", "", ""]
     side.die(first)
     go_on(pool, side)
+    assert side.said == ["lost rollout 0 (serving, requests in hand: 2): actor 0 died"]
     assert pool.figures()["rollout/actors_lost"] == 1
     assert pool.figures()["rollout/requests_returned"] == 2
     assert [ticket.deaths for ticket in tickets] == [1, 0, 0, 0, 0, 0]
@@ -323,6 +325,7 @@ def test_actors_that_never_come_to_serve_stop_the_run() -> None:
     for attempt in range(FAILED_STARTS_LIMIT - 1):
         side.die(side.actors[attempt])
         go_on(pool, side)
+    assert (pool.starts_failed, pool.lost) == (FAILED_STARTS_LIMIT - 1, 0)
     side.die(side.actors[-1])
     with pytest.raises(RunError, match="5 rollout actors in a row died before they served"):
         go_on(pool, side)
