@@ -28,6 +28,7 @@ from learner.model import SpeechPolicy
 from speechsum.audio import SAMPLE_RATE
 from speechsum.config import LoraConfig
 from speechsum.families import FAMILIES, Family
+from speechsum.precision import resolved
 from speechsum.starter.grammar import sample_talk, sample_words
 from speechsum.starter.voice import Speaker, Word, sample_delivery
 
@@ -42,7 +43,7 @@ def main(out: Path) -> int:
     """Speaks, encodes, trains, says how often held-out frames are told right, and writes the adapter."""
     torch.manual_seed(0)
     checkpoint, family = student_checkpoint(STARTER, print), FAMILIES["audio_flamingo3"]
-    model = family.load(checkpoint, "bfloat16", "eager")
+    model = family.load(checkpoint, resolved("auto", gpu=False), "eager")
     train = labelled_frames(model, family, checkpoint, CLIPS, seed=1, held_out=False)
     test = labelled_frames(model, family, checkpoint, HELD_OUT_CLIPS, seed=2, held_out=True)
     policy = SpeechPolicy(model, family, LoraConfig(), train_projector=True)
