@@ -173,9 +173,13 @@ class RunReader:
             return False
 
     def _pool(self) -> list[dict[str, Any]]:
-        """Who works in the run: how many, with how many GPUs each, and how busy they were in the last steps."""
+        """Who works in the run: how many, with how many GPUs each, and how busy they were in the last steps.
+
+        Of pools whose actors come and go, those that served in the last step; the recipe knows the first ones only.
+        """
         config, rows = self._config, self._steps.rows[-RECENT_STEPS:]
         shares = [busy_shares(row) for row in rows]
+        latest = rows[-1] if rows else {}
         sizes: dict[str, tuple[int | None, float]] = dict.fromkeys(PARTS, (None, 0.0))
         if config:
             sizes |= {
@@ -185,9 +189,10 @@ class RunReader:
                 "learner": (config.learner.ranks, config.learner.gpus_per_rank),
             }
         return [
-            {"part": part, "actors": sizes[part][0], "gpus_each": sizes[part][1], "busy": _mean(shares, f"busy/{part}")}
+            {"part": part, "actors": latest.get(f"{part}/actors_serving", sizes[part][0]), "gpus_each": sizes[part][1],
+             "busy": _mean(shares, f"busy/{part}")}
             for part in PARTS
-        ]
+        ]  # fmt: skip
 
 
 def _read_config(folder: RunFolder) -> tuple[RunConfig | None, str]:

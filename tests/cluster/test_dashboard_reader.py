@@ -184,6 +184,12 @@ def test_overview(reader: RunReader) -> None:
     assert pool["sync"][0] is None
 
 
+def test_of_a_pool_that_changes_those_that_serve_now_are_counted(reader: RunReader, tmp_path: Path) -> None:
+    append(tmp_path / "made/metrics.jsonl", [figures("reward", 4, **{"rollout/actors_serving": 7.0})])
+    sizes = {part["part"]: part["actors"] for part in reader.overview()["pool"]}
+    assert (sizes["rollout"], sizes["judge"]) == (7, 1)
+
+
 def test_a_run_is_finished_until_it_is_gone_on_with(reader: RunReader, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "made")
     folder.write_summary({"steps": 12})

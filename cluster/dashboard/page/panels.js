@@ -5,6 +5,10 @@ export const PANELS = [
   { title: "Reward by criterion", criteria: true },
   { title: "Throughput, tokens/s", names: ["rollout/tokens_per_s", "learner/tokens_per_s"] },
   { title: "Who works, share of the step", prefix: "busy/" },
+  {
+    title: "Actors",
+    names: ["rollout/actors_serving", "rollout/actors_wanted", "judge/actors_serving", "judge/actors_wanted"],
+  },
   { title: "Staleness, versions", names: ["buffer/staleness_max"] },
   { title: "Groups dropped, by reason", prefix: "buffer/dropped_" },
   { title: "Judging, shares", names: ["judge/gated_share", "judge/failure_share", "rollout/truncated_share"] },
