@@ -3,43 +3,21 @@
 from __future__ import annotations
 
 import re
-import shutil
 import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import uvicorn
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from cluster.dashboard.library import RunLibrary
 from cluster.dashboard.server import build_app
+from tests.browser import browsed, heard, needs_chromium
 from tests.cluster.fake_runs import INJECTED, SIZE, append, figures, make_run, write_data
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PLOTLY_S_MAPS = "maplibregl"
-"""Plotly brings a style for maps, which the policy of the page keeps out and no chart here needs."""
-
-WATCH_POLICY = """
-window.refused = [];
-document.addEventListener("securitypolicyviolation", (event) => window.refused.push(event.target.outerHTML ?? ""));
-"""
-
-HEAR = """
-async (player) => {
-  const end = new Promise((ended) => player.addEventListener("ended", ended));
-  await player.play();
-  await end;
-  return player.currentTime;
-}
-"""
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not on this machine; `apt install chromium` brings it"),
-]
+pytestmark = [pytest.mark.slow, needs_chromium]
 
 
 @pytest.fixture
@@ -64,24 +42,9 @@ def address(runs: Path) -> Iterator[str]:
 
 @pytest.fixture
 def page(address: str) -> Iterator[Page]:
-    """The dashboard in a tab. Afterwards: no script failed, and nobody else was asked for anything."""
-    errors: list[Any] = []
-    asked: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
-        )
-        tab = browser.new_page(viewport={"width": 1300, "height": 900})
-        tab.add_init_script(WATCH_POLICY)
-        tab.on("pageerror", lambda error: errors.append(error))
-        tab.on("request", lambda request: asked.append(request.url))
-        tab.goto(f"{address}#run=made")
-        tab.wait_for_selector("#curves h2")
-        yield tab
-        refused = [element for element in tab.evaluate("window.refused") if PLOTLY_S_MAPS not in element]
-        browser.close()
-    assert (errors, refused) == ([], [])
-    assert {url for url in asked if not url.startswith((address, "data:"))} == set()
+    with browsed(f"{address}#run=made", address) as page:
+        page.wait_for_selector("#curves h2")
+        yield page
 
 
 def charts(page: Page) -> list[str]:
@@ -96,11 +59,12 @@ def test_curves_are_drawn_and_follow_a_run(page: Page, runs: Path) -> None:
     assert {"Reward", "Reward by criterion", "Throughput, tokens/s", "Staleness, versions"} <= set(drawn)
     assert "Actors" not in drawn  # nobody told of them
     expect(page.locator("#status")).to_contain_text("reward · 12 of 12 steps")
-    expect(page.locator("#curves table tr").filter(has_text="rollout")).to_contain_text("3")
+    actors_now = page.locator("#curves table tr").filter(has_text="rollout").locator("td").nth(1)
+    expect(actors_now).to_have_text("3")
     pool = {"rollout/actors_serving": 7.0, "rollout/actors_wanted": 8.0}
     append(runs / "made/metrics.jsonl", [figures("reward", 4, **pool)])
     expect(page.locator("#status")).to_contain_text("13 of 12 steps")
-    expect(page.locator("#curves table tr").filter(has_text="rollout")).to_contain_text("7")
+    expect(actors_now).to_have_text("7")
     actors = page.locator("#curves .panel", has=page.get_by_role("heading", name="Actors"))
     expect(actors.locator(".latest")).to_have_text("rollout/actors_serving 7")
 
@@ -125,5 +89,4 @@ def test_groups_are_filtered_opened_and_heard(page: Page) -> None:
     expect(cards.first.locator(".reward")).to_have_text("0.9")
     expect(cards.last).to_contain_text("the judgement failed: timeout")
     assert page.title() == "made · speechsum"
-    heard = page.locator("#summaries audio").evaluate(HEAR)
-    assert heard == pytest.approx(1.0, abs=0.05)
+    assert heard(page.locator("#summaries audio")) == pytest.approx(1.0, abs=0.05)

@@ -7,6 +7,7 @@ import io
 import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from speechsum.eval_report_html import audio_uri, render_html
 from speechsum.eval_report_plots import interval_plot
 from speechsum.eval_table import EvalTable, judgement_row
 from speechsum.types import AudioRef, FailureKind, JudgeFailure, Judgement, Prompt, Reward
+from tests.browser import browsed, heard, needs_chromium
 
 EVIL = "<script>alert('x')</script> & \"so on\""
 TALKS = (
@@ -106,6 +108,16 @@ def test_the_page_stands_alone_and_runs_nothing() -> None:
     assert html.count("&lt;script&gt;") >= 8  # data, name of a row, request, reason, summary, failure, control, part
     assert "default-src 'none'".replace("'", "&#x27;") in html
     assert "prefers-color-scheme: dark" in html
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_a_browser_plays_the_page_s_recordings_and_asks_nobody(tmp_path: Path) -> None:
+    report = tmp_path / "report.html"
+    report.write_text(render_html(figures(), [tone(), tone()]), encoding="utf-8")
+    with browsed(report.as_uri(), report.as_uri()) as page:
+        assert page.locator("article").count() == 5
+        assert heard(page.locator("audio").first) == pytest.approx(0.25, abs=0.02)
 
 
 def test_words_that_were_not_said_are_marked_in_the_page() -> None:
