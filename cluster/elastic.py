@@ -34,6 +34,9 @@ AHEAD = 2
 TEND_S = 1.0
 """How often a waiting pool looks at its size and at the nodes."""
 
+WORK_IN_TIME = 64
+"""Completions that a call may have to be done within the time-out; a larger call has more time in proportion."""
+
 ATTEMPTS_LIMIT = 3
 """A request that was under way in so many actors when they died may be why they did; the run stops."""
 
@@ -119,15 +122,16 @@ class Member:
 class ElasticPool:
     """See the module. `role` names the actors in messages; `start` of them are made at once.
 
-    Those that die are replaced if `replaced`, and otherwise end the run. `say` is told of each, and why it died.
+    Those that die, or need more than `call_timeout_s` seconds for a call of `WORK_IN_TIME` completions, are replaced if
+    `replaced`, and otherwise end the run. `say` is told of each, and why.
     """
 
     def __init__(
-        self, role: str, side: Side, bounds: PoolConfig, start: int, *, replaced: bool = True,
+        self, role: str, side: Side, bounds: PoolConfig, start: int, *, call_timeout_s: float, replaced: bool = True,
         say: Callable[[str], None] = lambda text: None, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self.role, self.side, self.bounds, self._replaced, self._clock = role, side, bounds, replaced, clock
-        self._say = say
+        self._call_timeout_s, self._say = call_timeout_s, say
         self.sizer = Sizer(bounds, start, clock)
         self.wanted, self.lost, self.starts_failed, self.returned = start, 0, 0, 0
         self._made = self._failed_in_a_row = 0
@@ -170,12 +174,15 @@ class ElasticPool:
         check_versions(self.everywhere(lambda actor: self.side.receive(actor, payload, stamp)), stamp.version)
 
     def everywhere(self, call: Callable[[Any], Any]) -> list[Any]:
-        """The answers of all serving actors but those that die at it."""
+        """The answers of all serving actors but those that die or hang at it."""
         self.poll()
         refs = [(member, call(member.actor)) for member in self._in(State.SERVING)]
-        answers = []
+        began, answers = self._clock(), []
         for member, ref in refs:
+            patience = self._call_timeout_s + self._patience(*member.calls.values())
             try:
+                if not self.side.wait([ref], max(began + patience - self._clock(), 0.0)):
+                    raise _hangs(patience)
                 answers.append(self.side.take(ref))
             except ActorDied as error:
                 self._lose(member, error)
@@ -208,6 +215,7 @@ class ElasticPool:
     def tend(self) -> None:
         """Drain, start and kill actors as nodes and work ask for it, and hand out what is waiting."""
         self._look_at_nodes()
+        self._lose_the_hanging()
         self._resize()
         self._assign()
         self._stop_if_nobody_serves()
@@ -346,6 +354,18 @@ class ElasticPool:
         self._end(member)
         self._assign()
 
+    def _lose_the_hanging(self) -> None:
+        """A process can stand still without dying; nobody else would ever end it."""
+        now = self._clock()
+        for member in [member for member in self._members if member.calls]:
+            patience = self._patience(next(iter(member.calls.values())))
+            if now - member.since > patience:
+                self._lose(member, _hangs(patience))
+
+    def _patience(self, *tickets: Ticket) -> float:
+        """Seconds that an actor has for these requests."""
+        return self._call_timeout_s * max(1.0, sum(ticket.work for ticket in tickets) / WORK_IN_TIME)
+
     def _give_back(self, tickets: Sequence[Ticket]) -> None:
         """To the head of the queue, as they have waited longest."""
         self.returned += len(tickets)
@@ -371,6 +391,10 @@ class ElasticPool:
 
     def _in(self, state: State) -> list[Member]:
         return [member for member in self._members if member.state is state]
+
+
+def _hangs(patience_s: float) -> ActorDied:
+    return ActorDied(f"no answer within {patience_s:.0f} s, so it is killed")
 
 
 def check_versions(versions: Sequence[int], pushed: int) -> None:

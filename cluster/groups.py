@@ -257,7 +257,15 @@ class RolloutPool(ElasticPool):
             lambda index: actor.remote(str(checkpoint), config.model, chosen, index=index, seed=config.seed)
         )
         in_store = chosen.backend == "object_store"  # a transfer between GPUs knows the actors of the start only
-        super().__init__("rollout", side, chosen.bounds, chosen.actors, replaced=in_store, say=say)
+        super().__init__(
+            "rollout",
+            side,
+            chosen.bounds,
+            chosen.actors,
+            call_timeout_s=chosen.call_timeout_s,
+            replaced=in_store,
+            say=say,
+        )
         self._prompts_per_request = chosen.prompts_per_request
 
     def ready(self) -> list[ObjectRef]:
@@ -312,7 +320,7 @@ class JudgePool(ElasticPool):
         path = str(checkpoint) if checkpoint else None
         asked = teachers.actors if teachers and chosen.path == TEACHER else [None]
         side = RayActors(lambda index: actor.remote(chosen, path, index=index, teacher=asked[index % len(asked)]))
-        super().__init__("judge", side, chosen.bounds, chosen.actors, say=say)
+        super().__init__("judge", side, chosen.bounds, chosen.actors, call_timeout_s=chosen.call_timeout_s, say=say)
         self._pairwise = chosen.kind == "pairwise"
 
     def ready(self) -> list[ObjectRef]:

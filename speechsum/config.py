@@ -152,10 +152,15 @@ class PoolConfig(Section):
 
 
 class PooledSection(Section):
-    """Actors of one kind. They are `actors` throughout a run or, with a `pool`, that many at its start."""
+    """Actors of one kind. They are `actors` throughout a run or, with a `pool`, that many at its start.
+
+    One that has not answered a call within `call_timeout_s` seconds is taken to hang: it is killed, and what it was at
+    goes to another. A call of more than 64 completions (one of evaluation, say) has more time in proportion.
+    """
 
     actors: Positive = 1
     pool: PoolConfig | None = None
+    call_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
 
     @property
     def bounds(self) -> PoolConfig:

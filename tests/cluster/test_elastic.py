@@ -17,6 +17,8 @@ from cluster.elastic import (
     ATTEMPTS_LIMIT,
     FAILED_STARTS_LIMIT,
     START_TIMEOUT_S,
+    TEND_S,
+    WORK_IN_TIME,
     ActorDied,
     ElasticPool,
     State,
@@ -26,6 +28,8 @@ from speechsum.config import PoolConfig
 from speechsum.errors import RunError
 from speechsum.metrics import describe
 from speechsum.types import Leaving, PushMode, WeightsVersion
+
+TIMEOUT_S = 1000.0
 
 
 @dataclass(eq=False)
@@ -37,6 +41,7 @@ class FakeActor:
     version: int = -1
     alive: bool = True
     asked: bool = False
+    hangs: bool = False
     queue: list[int] = field(default_factory=list)
 
 
@@ -69,15 +74,22 @@ class FakeActors:
         return self._call(actor, "receive", stamp.version)
 
     def wait(self, refs: list[int], timeout_s: float) -> list[int]:
-        if timeout_s:
+        if timeout_s > TEND_S:
+            self._wait_long(refs[0], timeout_s)
+        elif timeout_s:
             self.now += 0.1
             self.advance()
         return [ref for ref in refs if ref in self.results]
 
+    def _wait_long(self, ref: int, timeout_s: float) -> None:
+        """The actor gets to it; or it hangs, and the others have all the time."""
+        asked = self.calls[ref][0]
+        for actor in self.living() if asked.hangs else [asked]:
+            while actor.queue and not actor.hangs and ref not in self.results:
+                self.run(actor)
+        self.now += timeout_s if asked.hangs else 0.0
+
     def take(self, ref: int) -> Any:
-        actor = self.calls[ref][0]
-        while ref not in self.results:
-            self.run(actor)  # what takes a result waits for it
         result = self.results.pop(ref)
         if isinstance(result, ActorDied):
             raise result
@@ -133,8 +145,11 @@ def stamp(version: int) -> WeightsVersion:
 
 def pool_of(least: int, most: int, start: int, **bounds: float) -> tuple[ElasticPool, FakeActors]:
     side = FakeActors()
-    config = PoolConfig(min=least, max=most, **bounds)
-    return ElasticPool("rollout", side, config, start, say=side.said.append, clock=lambda: side.now), side
+    pool = ElasticPool(
+        "rollout", side, PoolConfig(min=least, max=most, **bounds), start, call_timeout_s=TIMEOUT_S,
+        say=side.said.append, clock=lambda: side.now,
+    )  # fmt: skip
+    return pool, side
 
 
 def ask(pool: ElasticPool, side: FakeActors, name: str, min_version: int = -1, work: int = 1) -> Ticket:
@@ -229,6 +244,42 @@ def test_what_a_dead_actor_held_goes_to_another_in_its_old_order() -> None:
     assert {ticket.actor for ticket in tickets} == {"rollout 1"}
     assert tickets[0].given > tickets[1].given  # the second time counts
     assert states(pool) == {"starting": 1, "serving": 1}
+
+
+def test_an_actor_that_hangs_is_killed_and_what_it_held_goes_to_another() -> None:
+    pool, side = pool_of(2, 2, 2)
+    loaded(pool, side)
+    tickets = [ask(pool, side, f"r{i}") for i in range(3)]
+    second = side.actors[1]
+    side.run(second)
+    go_on(pool, side, TIMEOUT_S)
+    assert side.killed == []  # a call may take as long as that
+    ask(pool, side, "later")
+    go_on(pool, side, 1)
+    assert side.killed == [0]  # the second began its call later
+    assert side.said == ["lost rollout 0 (serving, requests in hand: 2): no answer within 1000 s, so it is killed"]
+    held = [(ticket.done, ticket.actor, ticket.deaths) for ticket in tickets]
+    assert held == [(False, "rollout 1", 1), (True, "rollout 1", 0), (False, "", 0)]
+    assert (pool.lost, pool.returned, states(pool)) == (1, 2, {"serving": 1, "starting": 1})
+
+
+def test_an_actor_that_hangs_at_a_push_keeps_the_others_from_nothing() -> None:
+    pool, side = pool_of(2, 2, 2)
+    loaded(pool, side)
+    side.actors[0].hangs = True
+    push(pool, 3)
+    assert (side.killed, [actor.version for actor in side.living()], pool.lost) == ([0], [3], 1)
+    assert side.said == ["lost rollout 0 (serving, requests in hand: 0): no answer within 2000 s, so it is killed"]
+
+
+def test_a_large_call_has_more_time_in_proportion() -> None:
+    pool, side = pool_of(1, 1, 1)
+    loaded(pool, side)
+    ask(pool, side, "evaluation", work=3 * WORK_IN_TIME)
+    go_on(pool, side, 3 * TIMEOUT_S)
+    assert side.killed == []
+    go_on(pool, side, 1)
+    assert side.killed == [0]
 
 
 def test_an_actor_on_a_leaving_node_ends_what_it_is_at_and_is_replaced() -> None:
@@ -341,7 +392,9 @@ def test_a_pool_without_a_node_is_not_waited_for_for_ever() -> None:
 
 def test_where_nobody_can_be_replaced_an_end_is_told_and_a_leaving_node_used_until_it_is_gone() -> None:
     side = FakeActors()
-    pool = ElasticPool("rollout", side, PoolConfig(max=1), 1, replaced=False, clock=lambda: side.now)
+    pool = ElasticPool(
+        "rollout", side, PoolConfig(max=1), 1, call_timeout_s=TIMEOUT_S, replaced=False, clock=lambda: side.now
+    )
     loaded(pool, side)
     side.leaving = {"node-0"}
     for name in ("a", "b", "c"):

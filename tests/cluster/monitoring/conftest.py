@@ -160,7 +160,7 @@ class Cluster:
         self.tracker.live({"checkpoint/saved_s": 1e9, "checkpoint/every_steps": 5, "wall/rss_gb": 9.5})
         self.tracker.live(dict.fromkeys((*BAD_DAY, *OF_OTHER_JUDGES), 1.0))
         for role in ("rollout", "judge"):
-            self.tracker.live(ElasticPool(role, FakeActors(), PoolConfig(max=1), 1).figures())
+            self.tracker.live(ElasticPool(role, FakeActors(), PoolConfig(max=1), 1, call_timeout_s=60.0).figures())
 
 
 @pytest.fixture
