@@ -6,9 +6,10 @@ Making a handle starts its actors and `ready` awaits them, so that all of them c
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from math import comb
+from math import comb, inf
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -164,14 +165,19 @@ def _together(*results: dict[str, float]) -> dict[str, float]:
 
 
 class Pool:
-    """Interchangeable actors; a call goes to the one with the fewest calls outstanding."""
+    """Interchangeable actors; a call goes to the one with the fewest calls outstanding.
+
+    One of them that has not answered a call after `call_timeout_s` seconds is taken to hang: see `stop_if_hanging`.
+    """
 
     role = "actor"
 
-    def __init__(self, actors: Sequence[Any]) -> None:
+    def __init__(self, actors: Sequence[Any], call_timeout_s: float = inf) -> None:
         self.actors = list(actors)
+        self._call_timeout_s = call_timeout_s
         self._busy: Counter[int] = Counter()
         self._owner: dict[ObjectRef, int] = {}
+        self._since: dict[int, float] = {}
 
     def ready(self) -> list[ObjectRef]:
         """What to wait for until every actor has loaded."""
@@ -181,6 +187,8 @@ class Pool:
         """Send a call to the least busy actor."""
         index = min(range(len(self.actors)), key=lambda i: self._busy[i])
         ref = call(self.actors[index])
+        if not self._busy[index]:
+            self._since[index] = time.monotonic()
         self._busy[index] += 1
         self._owner[ref] = index
         return ref
@@ -191,8 +199,19 @@ class Pool:
 
     def take(self, ref: ObjectRef) -> Any:
         """The result of a finished call."""
-        self._busy[self._owner.pop(ref)] -= 1
+        index = self._owner.pop(ref)
+        self._busy[index] -= 1
+        self._since[index] = time.monotonic()
         return fetch(ref)
+
+    def stop_if_hanging(self) -> None:
+        """Raise `RunError` where an actor has been at one call for too long; nobody can take its place."""
+        now = time.monotonic()
+        for index, calls in self._busy.items():
+            if calls and now - self._since[index] > self._call_timeout_s:
+                raise RunError(
+                    f"{self.role} {index} has not answered for {now - self._since[index]:.0f} s; go on with --resume"
+                )
 
     def _spread(self, items: Sequence[Any], call: Callable[[Any, list[Any]], ObjectRef]) -> list[Any]:
         """An answer for each item, in order: each actor is called with its part of them."""
@@ -362,7 +381,7 @@ class TeacherPool(Pool):
         super().__init__([
             actor.remote(str(checkpoint), chosen, audio=audio, top_k=top_k, vocabulary=vocabulary, index=i)
             for i in range(chosen.actors)
-        ])  # fmt: skip
+        ], chosen.call_timeout_s)  # fmt: skip
 
     def teach(self, groups: Sequence[TrajectoryGroup]) -> ObjectRef:
         """A reference to a tuple of `Lesson` for each group, in order."""

@@ -77,12 +77,14 @@ class RayPorts:
         return handle.given if isinstance(handle, Ticket) else 0.0
 
     def wait(self, handles: Sequence[ObjectRef | Ticket]) -> list[ObjectRef | Ticket]:
-        """See `Ports.wait`. Meanwhile the pools grow, shrink and replace what is lost."""
+        """See `Ports.wait`. Meanwhile the pools grow, shrink and replace what is lost or hangs."""
         refs = [handle for handle in handles if not isinstance(handle, Ticket)]
         done: list[ObjectRef] = []
         while not (ready := [h for h in handles if (h.done if isinstance(h, Ticket) else h in done)]):
             for pool in self._elastic:
                 pool.tend()
+            for teachers in set(self._pools.values()):
+                teachers.stop_if_hanging()
             watched = [ref for pool in self._elastic for ref in pool.watched()]
             done = wait_for_one(refs + watched, TEND_S)
             for pool in self._elastic:

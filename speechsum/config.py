@@ -325,13 +325,15 @@ class TeacherConfig(Section):
     """A text model that reads the transcript. `path` is a checkpoint folder, `starter` or empty for none.
 
     A starter's `adapter` is named as in `model.adapter`; `teacher` is the one that was raised on transcripts. Teacher
-    and student have to share their token ids, which is checked before anything is trained.
+    and student have to share their token ids, which is checked before anything is trained. An actor that has not
+    answered a call after `call_timeout_s` seconds ends the run, which goes on with --resume.
     """
 
     path: str = ""
     adapter: str = "none"
     dtype: Precision = "auto"
     actors: Positive = 1
+    call_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
     gpus_per_actor: NonNegative = 0
     resources: Resources = Field(default_factory=dict)
     engine: EngineConfig = EngineConfig()

@@ -14,6 +14,7 @@ import pytest
 import actors.judge
 from cluster import groups
 from speechsum.config import RunConfig
+from speechsum.errors import RunError
 from speechsum.types import (
     AudioRef,
     FinishReason,
@@ -171,6 +172,25 @@ def test_judgements_are_spread_over_the_pool(monkeypatch: pytest.MonkeyPatch) ->
     assert [task for _, task in answers] == list(range(5))
     assert {index for index, _ in answers} == {0, 1}
     assert sorted(asked) == [2, 3]
+
+
+@pytest.mark.usefixtures("_no_ray")
+def test_a_teacher_that_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(groups.time, "monotonic", lambda: now)
+    pool = groups.Pool([FakeActor(teach=lambda: "lesson")], call_timeout_s=10.0)
+    first, second = (pool.submit(lambda actor: actor.teach.remote()) for _ in range(2))
+    now = 10.0
+    pool.stop_if_hanging()
+    assert pool.take(first) == "lesson"
+    now = 20.0
+    pool.stop_if_hanging()  # the second began ten seconds ago
+    now = 20.5
+    with pytest.raises(RunError, match=r"actor 0 has not answered for 10 s; go on with --resume"):
+        pool.stop_if_hanging()
+    assert pool.take(second) == "lesson"
+    now = 99.0
+    pool.stop_if_hanging()
 
 
 @pytest.mark.usefixtures("_no_ray")
