@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from speechsum.config import RunConfig
+from speechsum.config import RunConfig, parse
 from speechsum.errors import UserError
 from speechsum.files import write_whole
 
@@ -81,7 +81,7 @@ class RunFolder:
             saved = json.loads(self.config.read_text(encoding="utf-8"))
         except ValueError:
             raise UserError(f"{self.config} is damaged; give --overwrite to start anew") from None
-        differing = list(differences(saved, json.loads(_dump(config))))
+        differing = list(differences(_as_read_now(saved), json.loads(_dump(config))))
         if differing:
             shown = ", ".join(differing[:SHOWN_DIFFERENCES])
             more = f" and {len(differing) - SHOWN_DIFFERENCES} more" if len(differing) > SHOWN_DIFFERENCES else ""
@@ -154,6 +154,14 @@ class RunFolder:
 
 def _dump(config: RunConfig) -> str:
     return config.model_dump_json(indent=2) + "\n"
+
+
+def _as_read_now(saved: Any) -> Any:
+    """A saved recipe with the defaults of keys that have come since; as it is where this version would not take it."""
+    try:
+        return json.loads(_dump(parse(saved, "config.json")))
+    except UserError:
+        return saved
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -73,6 +73,16 @@ def test_resume_names_values_that_came_or_went(tmp_path: Path) -> None:
         RunFolder.create(tmp_path, config(), resume=True)
 
 
+def test_a_key_that_has_come_since_has_its_default(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, config())
+    saved = json.loads(folder.config.read_text())
+    del saved["rollout"]["call_timeout_s"]
+    folder.config.write_text(json.dumps(saved))
+    with pytest.raises(UserError, match=r"rollout\.call_timeout_s \(was 1800\.0, now 9\.0\)"):
+        RunFolder.create(tmp_path, config(rollout={"call_timeout_s": 9}), resume=True)
+    assert RunFolder.create(tmp_path, config(), resume=True) == folder
+
+
 @pytest.mark.parametrize("content", [None, "{"])
 def test_resume_wants_a_run(tmp_path: Path, content: str | None) -> None:
     if content is not None:
