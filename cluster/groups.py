@@ -277,14 +277,9 @@ class RolloutPool(ElasticPool):
         )
         in_store = chosen.backend == "object_store"  # a transfer between GPUs knows the actors of the start only
         super().__init__(
-            "rollout",
-            side,
-            chosen.bounds,
-            chosen.actors,
-            call_timeout_s=chosen.call_timeout_s,
-            replaced=in_store,
-            say=say,
-        )
+            "rollout", side, chosen.bounds, chosen.actors,
+            call_timeout_s=chosen.call_timeout_s, replaced=in_store, say=say,
+        )  # fmt: skip
         self._prompts_per_request = chosen.prompts_per_request
 
     def ready(self) -> list[ObjectRef]:
