@@ -240,7 +240,11 @@ def test_ctrl_c_says_how_to_go_on(
     run_dir = tmp_path / "my run"
     assert cli.main(["train", str(recipe), "--run-dir", str(run_dir), "-o", "seed=3"]) == 130
     command = f"speechsum train {recipe} --run-dir '{run_dir}' -o seed=3 --resume"
-    assert command in capsys.readouterr().err
+    assert f"no checkpoint was saved yet; start again with: {command}" in capsys.readouterr().err
+    (run_dir / "checkpoints/step_000001").mkdir()
+    options = ["train", str(recipe), "--run-dir", str(run_dir), "-o", "seed=3", "--resume"]
+    assert cli.main(options) == 130
+    assert f"go on from the last checkpoint with: {command}" in capsys.readouterr().err
 
 
 def test_a_stop_that_was_asked_for_has_a_code_of_its_own(
