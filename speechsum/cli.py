@@ -95,7 +95,7 @@ def _how_to_go_on(options: argparse.Namespace) -> str:
     command = ["speechsum", "train", str(recipe), "--run-dir", str(run_dir)]
     command += [part for override in options.override for part in ("-o", override)]
     command += ["--address", options.address] if options.address else []
-    saved = any((run_dir / "checkpoints").glob("step_*"))
+    saved = any((run_dir / "checkpoints").glob("step_??????"))
     begin = "go on from the last checkpoint" if saved else "no checkpoint was saved yet; start again"
     return f"{begin} with: {shlex.join([*command, '--resume'])}"
 
