@@ -50,7 +50,7 @@ KILL_AFTER_S = 10.0
 """How long three actors work together before the node of one is killed."""
 
 LOAD = {"steps": 120, "groups_per_step": 8, "group_size": 8}
-"""Enough for three actors to load, one to be killed and its successor to load, on a slow and on a fast machine."""
+"""Enough for three actors to load, one to be killed and its successor to load; on two fast cores 28 were too few."""
 
 IDLE_STEPS = 10_000
 """The last stage has no end of its own: `Observer` stops the run once the pool and its nodes have shrunk."""
