@@ -1,6 +1,6 @@
 """Every number the system reports, with its unit and what it means.
 
-One table, because a metric whose name is all that is known of it gets misread. Names are `role/what/stat`; a test of
+One table, because a metric whose name is all that is known of it gets misread. Names are `role/what_stat`; a test of
 each emitter asks `describe` for what it emits, so a number without a line here does not get in. `docs/metrics.md` is
 made from it.
 """
@@ -69,7 +69,7 @@ METRICS: dict[str, Metric] = {
     ),
     "rollout_actor/receive_s": Metric("s", "time it took to load its latest push", labels=ROLLOUT_ACTOR),
     "rollout_actor/policy_version": Metric("", "number of the weights it serves", labels=ROLLOUT_ACTOR),
-    "prompts/waiting": Metric("prompts", "prompts asked of rollout actors that are at others", live=True),
+    "prompts/waiting": Metric("prompts", "prompts that wait for a rollout actor, which is busy with earlier ones", live=True),
     "prompts/running": Metric("prompts", "prompts that rollout actors are at", live=True),
     "prompts/judging": Metric("prompts", "prompts whose completions the judges have", live=True),
     "prompts/teaching": Metric("prompts", "prompts whose completions the teachers have", live=True),
@@ -152,7 +152,7 @@ METRICS: dict[str, Metric] = {
     "buffer/staleness_max": Metric("versions", "age of the oldest completion when it was trained on"),
     "buffer/staleness_now": Metric("versions", "age of the oldest completion that waits for its step", live=True),
     "buffer/staleness_bound": Metric("versions", "stage.max_staleness: what is older is dropped", live=True),
-    "buffer/dropped": Metric("groups", "groups thrown away for this step: too old, or too few judged", adds_up=True),
+    "buffer/dropped": Metric("groups", "groups thrown away for this step, for whatever reason", adds_up=True),
     "buffer/trained_groups": Metric("groups", "groups this step was trained on", adds_up=True),
     "checkpoint/saved_s": Metric(
         "s", "when the newest checkpoint was saved, or the run began without one: seconds since 1970", live=True
@@ -200,7 +200,7 @@ def describe(name: str) -> Metric:
 
 
 def ray_name(name: str) -> str:
-    """`role/what/stat` in the letters that Prometheus allows, under which Ray is told of it."""
+    """`role/what_stat` in the letters that Prometheus allows, under which Ray is told of it."""
     return "speechsum_" + re.sub(r"[^A-Za-z0-9_]", "_", name)
 
 
