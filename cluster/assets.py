@@ -17,13 +17,13 @@ from speechsum.errors import UserError
 from speechsum.eval_table import kind_of
 from speechsum.families import FAMILIES, Family
 from speechsum.objectives import DpoLoss
-from speechsum.pairs import Pair, read_pairs
+from speechsum.pairs import Pair, PairIds, read_pairs
 from speechsum.prompting import PromptBuilder, check_same_ids, load_tokenizer
 from speechsum.starter import model as starter
 from speechsum.starter import recogniser
 from speechsum.starter.grammar import SUMMARY_REQUESTS
 from speechsum.starter.speech import set_folder, synthesize
-from speechsum.types import Prompt
+from speechsum.types import Prompt, read_only
 
 Say = Callable[[str], None]
 STARTER_ADAPTERS = ("aligned", "early", "terse", "teacher")
@@ -149,25 +149,36 @@ def _is_starter(folder: Path) -> bool:
     return sizes == list(starter.WIDTHS)
 
 
-def pairs_by_prompt(source: str, prompts: Sequence[Prompt], builder: PromptBuilder) -> dict[str, list[Pair]]:
-    """The pairs of an offline stage.
+def pairs_by_prompt(source: str, prompts: Sequence[Prompt], builder: PromptBuilder) -> dict[str, list[PairIds]]:
+    """The pairs of an offline stage, by prompt.
 
     Raises `UserError` for one whose prompt the training data lacks, and for a text that `builder` refuses.
     """
     known = {p.id for p in prompts}
-    found: dict[str, list[Pair]] = {}
+    found: dict[str, list[PairIds]] = {}
     for pair in read_pairs(source):
         if pair.prompt_id not in known:
             raise UserError(
                 f"{source}: a pair is of prompt {pair.prompt_id!r}, which data.train lacks; train on its data"
             )
         try:
-            for text in (pair.chosen, pair.rejected):
-                builder.completion_ids(text)
+            found.setdefault(pair.prompt_id, []).append(ids_of_pair(pair, builder))
         except UserError as error:
             raise UserError(f"{source}: in a pair of prompt {pair.prompt_id!r}, {error}") from None
-        found.setdefault(pair.prompt_id, []).append(pair)
     return found
+
+
+def ids_of_pair(pair: Pair, builder: PromptBuilder) -> PairIds:
+    """The ids that an engine made, without an end where it was cut short; a text's own where there are none.
+
+    Or where they are another tokenizer's: then they do not spell the texts beside them.
+    """
+    texts = [pair.chosen, pair.rejected]
+    if pair.token_ids and [builder.text_of(ids) for ids in pair.token_ids] == texts:
+        chosen, rejected = (read_only(ids, "int32") for ids in pair.token_ids)
+    else:
+        chosen, rejected = (builder.completion_ids(text) for text in texts)
+    return chosen, rejected
 
 
 def judge_checkpoint(config: RunConfig, say: Say) -> Path | None:

@@ -34,7 +34,7 @@ from speechsum.config import RunConfig, StageConfig
 from speechsum.data import Draw, PromptStream
 from speechsum.errors import RunError
 from speechsum.ledger import LedgerRow
-from speechsum.pairs import Pair
+from speechsum.pairs import PairIds
 from speechsum.types import (
     Batch,
     Completion,
@@ -133,7 +133,7 @@ class Controller:
 
     def __init__(
         self, config: RunConfig, stage: StageConfig, ports: Ports, stream: PromptStream, *,
-        run_id: str, start: int = 0, version: int = 0, pairs: Mapping[str, Sequence[Pair]] | None = None,
+        run_id: str, start: int = 0, version: int = 0, pairs: Mapping[str, Sequence[PairIds]] | None = None,
         observe: Callable[[Mapping[str, float]], None] = lambda figures: None,
     ) -> None:  # fmt: skip
         self.config, self.stage, self.ports, self.stream, self.run_id = config, stage, ports, stream, run_id
@@ -215,15 +215,15 @@ class Controller:
     def _from_data(self) -> TrainingSample:
         """The next prompt with its reference, or the next that has pairs with one of them, another each epoch."""
         (draw,) = self.stream.take(1)
-        texts = [draw.prompt.reference]
         if self.kind.completions == "pairs":
             while not (pairs := self.pairs.get(draw.prompt.id)):
                 (draw,) = self.stream.take(1)
-            pair = pairs[draw.epoch % len(pairs)]
-            texts = [pair.chosen, pair.rejected]
+            answers = pairs[draw.epoch % len(pairs)]
+        else:
+            answers = (self.ports.completion_ids(draw.prompt.reference),)
         ids = read_only(self.ports.prompt_ids(draw.prompt, self.stage.reads), "int32")
         nobodys = read_only([], "float32")
-        completions = tuple(Completion(self.ports.completion_ids(text), nobodys, 0.0, 0) for text in texts)
+        completions = tuple(Completion(answer, nobodys, 0.0, 0) for answer in answers)
         return TrainingSample(draw.prompt.id, draw.prompt.audio, ids, completions)
 
     def outstanding(self) -> list[Draw]:

@@ -31,7 +31,7 @@ from speechsum.eval_table import kind_of
 from speechsum.families import FAMILIES, hears
 from speechsum.ledger import Ledger
 from speechsum.objectives import DpoLoss, OpdLoss
-from speechsum.pairs import Pair
+from speechsum.pairs import PairIds
 from speechsum.prompting import PromptBuilder
 from speechsum.types import Prompt, Reward, ScoredGroup
 
@@ -74,7 +74,7 @@ class Plan:
     adapter: Path | None
     train: list[Prompt]
     held_out: list[Prompt]
-    pairs: dict[str, dict[str, list[Pair]]]
+    pairs: dict[str, dict[str, list[PairIds]]]
     readers: ReaderPlan
     audit: list[Prompt]
     resume_from: Path | None

@@ -69,7 +69,9 @@ METRICS: dict[str, Metric] = {
     ),
     "rollout_actor/receive_s": Metric("s", "time it took to load its latest push", labels=ROLLOUT_ACTOR),
     "rollout_actor/policy_version": Metric("", "number of the weights it serves", labels=ROLLOUT_ACTOR),
-    "prompts/waiting": Metric("prompts", "prompts that wait for a rollout actor, which is busy with earlier ones", live=True),
+    "prompts/waiting": Metric(
+        "prompts", "prompts that wait for a rollout actor, which is busy with earlier ones", live=True
+    ),
     "prompts/running": Metric("prompts", "prompts that rollout actors are at", live=True),
     "prompts/judging": Metric("prompts", "prompts whose completions the judges have", live=True),
     "prompts/teaching": Metric("prompts", "prompts whose completions the teachers have", live=True),

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -19,6 +21,9 @@ from speechsum.rubric import whole_mark
 from speechsum.types import FailureKind, JudgeFailure, Judgement, Preference, Reward
 
 COLUMNS = ("prompt_id", "chosen", "rejected")
+
+PairIds = tuple[np.ndarray, np.ndarray]
+"""Response ids [R] of the preferred answer and of the other one."""
 
 
 def choose_pairs(
@@ -106,11 +111,15 @@ def _faithfulness(reward: Reward) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two answers to one prompt, the preferred one first. Pairs file, ledger -> controller."""
+    """Two answers to one prompt, the preferred one first. Pairs file, ledger -> `cluster.assets.pairs_by_prompt`.
+
+    `token_ids` are both answers' as an engine made them, in the same order; None where only their texts are known.
+    """
 
     prompt_id: str
     chosen: str
     rejected: str
+    token_ids: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
 
 def read_pairs(source: str | Path) -> list[Pair]:
@@ -132,12 +141,16 @@ def read_pairs(source: str | Path) -> list[Pair]:
 
 def _of_ledger(folder: Path) -> list[Pair]:
     """A pair is the two rows that share group, step and pair number."""
-    sides: dict[tuple[object, ...], dict[bool, str]] = {}
+    sides: dict[tuple[object, ...], dict[bool, dict[str, Any]]] = {}
     for row in read_ledger(folder).to_pylist():
         if row["pair"] is not None:
             key = row["run_id"], row["stage"], row["epoch"], row["prompt_id"], row["pair"]
-            sides.setdefault(key, {})[row["preferred"]] = row["text"]
-    return [Pair(str(key[3]), both[True], both[False]) for key, both in sides.items() if len(both) == 2]
+            sides.setdefault(key, {})[row["preferred"]] = row
+    return [
+        Pair(str(key[3]), *(both[side]["text"] for side in (True, False)),
+             token_ids=(tuple(both[True]["token_ids"]), tuple(both[False]["token_ids"])))
+        for key, both in sides.items() if len(both) == 2
+    ]  # fmt: skip
 
 
 def _json_lines(path: Path) -> list[tuple[int, object]]:

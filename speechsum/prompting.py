@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,10 @@ class PromptBuilder:
         """A text to learn from as response ids [R], end token included. Raises `UserError` on control tokens."""
         self._refuse_control_tokens("summary", text)
         return read_only([*self.tokenizer(text, add_special_tokens=False).input_ids, self.end_id], "int32")
+
+    def text_of(self, token_ids: Sequence[int]) -> str:
+        """What response ids spell, as an engine's answers are kept: without special tokens and outer spaces."""
+        return self.tokenizer.decode(list(token_ids), skip_special_tokens=True).strip()
 
     def _refuse_control_tokens(self, what: str, text: str) -> None:
         found = next((t for t in self.control_tokens if t in text), None)

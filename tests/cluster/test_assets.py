@@ -16,7 +16,9 @@ from cluster.watch import Watch
 from speechsum.config import RunConfig, parse
 from speechsum.errors import UserError
 from speechsum.families import FAMILIES
-from tests.tiny import recording
+from speechsum.pairs import Pair
+from speechsum.prompting import PromptBuilder
+from tests.tiny import recording, tiny_tokenizer
 
 
 def row(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
@@ -193,3 +195,17 @@ def test_an_adapter_that_is_not_there(tmp_path: Path) -> None:
         assets.adapter_file(str(tmp_path / "none.safetensors"))
     assert assets.adapter_file("none") is None
     assert assets.adapter_file("early").is_file()
+
+
+def test_pairs_of_a_run_keep_the_ids_that_its_engine_made(tmp_path: Path) -> None:
+    """One answer was cut at its length, so it has no end; the last pair's ids are another tokenizer's."""
+    builder = PromptBuilder(tiny_tokenizer(), FAMILIES["audio_flamingo3"])
+    cut, whole = builder.completion_ids("anna must send")[:-1], builder.completion_ids("report by noon")
+    pairs = [
+        Pair("p", "anna must send", "report by noon", (tuple(cut), tuple(whole))),
+        Pair("p", "anna must send", "report by noon"),
+        Pair("p", "anna must send", "report by noon", ((1, 2), (3,))),
+    ]
+    found = [[ids.tolist() for ids in assets.ids_of_pair(pair, builder)] for pair in pairs]
+    assert found[0] == [cut.tolist(), whole.tolist()]
+    assert found[1] == found[2] == [[*cut.tolist(), builder.end_id], whole.tolist()]

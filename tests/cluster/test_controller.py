@@ -7,6 +7,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,6 @@ from speechsum.errors import RunError
 from speechsum.ledger import Ledger, read_ledger
 from speechsum.metrics import METRICS, describe
 from speechsum.objectives import DpoLoss, GrpoLoss, Loss, OpdLoss, PairRules, SftLoss
-from speechsum.pairs import Pair
 from speechsum.types import FailureKind, JudgeFailure, Judgement, Reward, trajectory_id
 from tests.cluster.fake_ports import (
     AUDIO,
@@ -374,7 +374,8 @@ def test_pairs_are_trained_on_with_the_preferred_first_and_told_in_the_ledger() 
 
 
 def test_pairs_made_before_are_drawn_by_prompt_and_another_each_epoch() -> None:
-    pairs = {"p1": [Pair("p1", "a", "bb"), Pair("p1", "ccc", "dddd")], "p3": [Pair("p3", "e" * 5, "f" * 6)]}
+    one, two, three, four, five, six = (np.array([number]) for number in range(1, 7))
+    pairs = {"p1": [(one, two), (three, four)], "p3": [(five, six)]}
     ports = FakeDataPorts(run_config(steps=4, groups=1, size=1, loss=DpoLoss(pairs="elsewhere")))
     stream = PromptStream(PROMPTS, seed=3)
     list(Controller(ports.config, ports.stage, ports, stream, run_id="run", pairs=pairs).run())

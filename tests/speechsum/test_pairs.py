@@ -128,7 +128,8 @@ def test_pairs_of_a_run(tmp_path: Path):
         ledger_row(3, "up", 1, True), ledger_row(4, "down", 1, False),
     ])  # fmt: skip
     ledger.flush()
-    assert read_pairs(tmp_path) == [Pair("a", "yes", "no"), Pair("a", "up", "down")]
+    ids = ((1, 2), (1, 2))
+    assert read_pairs(tmp_path) == [Pair("a", "yes", "no", ids), Pair("a", "up", "down", ids)]
 
 
 @pytest.mark.parametrize(
