@@ -26,8 +26,9 @@ import numpy as np
 from speechsum.config import EngineConfig
 from speechsum.families import hears
 from speechsum.prompting import plain, user_turn, with_transcript
-from speechsum.rewards import apply_gates, echo_share, folded, length_penalty, words
+from speechsum.rewards import apply_gates, echo_share, length_penalty
 from speechsum.types import FailureKind, JudgeFailure, Judgement, JudgeTask, Reward
+from speechsum.wording import folded, words
 
 
 class Scorer(Protocol):

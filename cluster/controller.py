@@ -218,7 +218,7 @@ class Controller:
         if self.kind.completions == "pairs":
             while not (pairs := self.pairs.get(draw.prompt.id)):
                 (draw,) = self.stream.take(1)
-            answers = pairs[draw.epoch % len(pairs)]
+            answers: Sequence[np.ndarray] = pairs[draw.epoch % len(pairs)]
         else:
             answers = (self.ports.completion_ids(draw.prompt.reference),)
         ids = read_only(self.ports.prompt_ids(draw.prompt, self.stage.reads), "int32")

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 from speechsum.forms import form_obeyed
 from speechsum.obeying import obeyed
-from speechsum.rewards import loop_share, words
+from speechsum.rewards import loop_share
 from speechsum.rubric import whole_mark
 from speechsum.textscores import copied_share, fact_precision, fact_recall, length_obeyed, rouge_l, word_error_rate
 from speechsum.types import Judgement, Prompt, Reward
+from speechsum.wording import words
 
 Rows = dict[str, list[float | None]]
 """Under each measure's key, a value for each item in order."""

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
 
-from speechsum.rewards import asks_for_keywords, folded, words
+from speechsum.rewards import asks_for_keywords
+from speechsum.wording import folded, words
 
 MAX_ITEM_WORDS = 5
 """A key word may be a phrase ("twenty five hundred dollars"); what is longer is a statement."""

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 
-from speechsum.rewards import folded, words
+from speechsum.wording import folded, words
 
 LEAST_HITS = 2
 LEAST_SHARE = 0.5
@@ -58,18 +58,23 @@ def asked_language(instruction: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def has_language(text: str, language: str) -> bool | None:
-    """Whether `text` is in `language`; None where the rule cannot tell."""
+def has_language(text: str, language: str, least: int = LEAST_HITS) -> bool | None:
+    """Whether `text` is in `language`; None where the rule cannot tell, from `least` common words in Latin script."""
     if language in SCRIPTS:
         return _script_share(text, SCRIPTS[language]) >= LEAST_SHARE
     if _script_share(text, ("LATIN",)) < LEAST_SHARE:
         return False
+    told = latin_language(text, least)
+    return told == language if told else None
+
+
+def latin_language(text: str, least: int = LEAST_HITS) -> str | None:
+    """The language most of whose common words stand in `text`; None for fewer than `least`, and where two are even."""
     said = words(text)
     hits = {name: sum(word in common for word in said) for name, common in COMMON.items()}
     best = max(hits.values())
-    if best < LEAST_HITS or list(hits.values()).count(best) > 1:
-        return None
-    return hits[language] == best
+    winners = [name for name, count in hits.items() if count == best]
+    return winners[0] if best >= least and len(winners) == 1 else None
 
 
 def _script_share(text: str, scripts: tuple[str, ...]) -> float:

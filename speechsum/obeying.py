@@ -23,7 +23,8 @@ from speechsum.forms import (
     without_mark,
 )
 from speechsum.languages import asked_language, has_language
-from speechsum.rewards import Bounds, asked_count, asked_words, asks_for_keywords, folded, words
+from speechsum.rewards import Bounds, asked_count, asked_words, asks_for_keywords
+from speechsum.wording import folded, words
 
 Rule = Callable[[str, str], float | None]
 

@@ -147,8 +147,8 @@ def _of_ledger(folder: Path) -> list[Pair]:
             key = row["run_id"], row["stage"], row["epoch"], row["prompt_id"], row["pair"]
             sides.setdefault(key, {})[row["preferred"]] = row
     return [
-        Pair(str(key[3]), *(both[side]["text"] for side in (True, False)),
-             token_ids=(tuple(both[True]["token_ids"]), tuple(both[False]["token_ids"])))
+        Pair(str(key[3]), both[True]["text"], both[False]["text"],
+             (tuple(both[True]["token_ids"]), tuple(both[False]["token_ids"])))
         for key, both in sides.items() if len(both) == 2
     ]  # fmt: skip
 

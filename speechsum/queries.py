@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from speechsum.prompting import CONTROL_TOKEN
-from speechsum.rewards import words
 from speechsum.rubric import quoted
 from speechsum.types import FailureKind, JudgeFailure
+from speechsum.wording import words
 
 QUERIES_VERSION = "queries-1"
 """Changes with any word of the two prompts."""

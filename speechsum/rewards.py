@@ -13,8 +13,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable
 
+from speechsum.languages import COMMON, asked_language, has_language, latin_language
 from speechsum.numerals import with_digits
 from speechsum.types import JudgeTask, Reward
+from speechsum.wording import content_words, folded, has_letter, words
 
 Bounds = tuple[float, float]
 """The (least, most) of something that is asked for; `math.inf` where there is no most."""
@@ -24,12 +26,8 @@ MIN_KEYWORDS = 3
 MAX_LOOP_SHARE = 0.3
 MAX_ECHO_SHARE = 0.5
 MIN_SCRIPT_SHARE = 0.5
+SURE_HITS = 3  # common words of a language before its being the wrong one costs the reward
 
-_SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_WORD = re.compile(rf"[{_SPACELESS}]|[^\s{_SPACELESS}]+")
-_BREAK = re.compile(
-    r"[\s;:!?()\[\]{}\"\u201c\u201d\u00ab\u00bb\u2014\u2013/|\u2022\u00b7*_\u2026\u3002\u3001]+|[.,](?!\d)"
-)
 _ITEM_BREAK = re.compile(r"[,;\n|\u2022\u00b7\u3001]+")
 _KEYWORD = r"(?:key[\s-]?(?:words?|terms?|phrases?)|tags)"
 _KEYWORDS = re.compile(rf"\b{_KEYWORD}\b")
@@ -39,8 +37,10 @@ _LIMIT = (
     r"|(?:no|not) (?:more|longer) than|fewer than|less than|max(?:imum)?(?: of)?)"
 )
 _LEAST = r"(?:at (?:the )?least|(?:no|not) (?:fewer|less) than|more than|min(?:imum)?(?: of)?)"
-_OTHER_SCRIPT_LANGUAGE = re.compile(
-    r"\b(?:arabic|armenian|bengali|bulgarian|burmese|cantonese|chinese|farsi|georgian|greek|gujarati|hebrew|hindi"
+_JSON_KEY = re.compile(r"\"[^\"]*\"\s*:")
+_LANGUAGE = re.compile(
+    rf"\b(?:{'|'.join(COMMON)}|"
+    r"arabic|armenian|bengali|bulgarian|burmese|cantonese|chinese|farsi|georgian|greek|gujarati|hebrew|hindi"
     r"|japanese|kannada|kazakh|khmer|korean|lao|macedonian|malayalam|mandarin|marathi|mongolian|nepali|pashto|persian"
     r"|punjabi|russian|serbian|sinhala|tamil|telugu|thai|ukrainian|urdu|yiddish)\b"
 )
@@ -64,14 +64,6 @@ _ADDRESS = re.compile(
     r"|[\"']?\b(?:faithful|covers|obeys|clear)\b[\"']?\s*[:=]\s*[1-5]\b"
     r"|<\|[a-z_]{1,20}\|>|\[/?inst\]|<(?:start|end)_of_turn>|</?s>"
 )
-_STOP_WORD_LIST = """
-    a about after all also an and any are as at be because been before being but by can could did do does for from
-    get go going had has have he her here him his how i if in into is it its just like may me more most my no not now
-    of off on one only or other our out over said say says she should so some such than that the their them then
-    there these they this those to too up us very was we well were what when where which while who will with would
-    you your yes
-"""
-_STOP_WORDS = frozenset(_STOP_WORD_LIST.split())
 
 
 def apply_gates(task: JudgeTask) -> Reward | None:
@@ -80,26 +72,6 @@ def apply_gates(task: JudgeTask) -> Reward | None:
         if fires(task):
             return Reward(0.0, gate=name)
     return None
-
-
-def words(text: str) -> list[str]:
-    """Case-folded words without punctuation; scripts written without spaces count by character.
-
-    Compatibility forms are folded and invisible characters dropped, so a gate cannot be passed by spelling a phrase
-    in full-width letters or with zero-width joints.
-    """
-    return [word for chunk in _BREAK.split(folded(text)) for word in _WORD.findall(chunk) if _has_letter(word)]
-
-
-def content_words(text: str) -> list[str]:
-    """`words` without those that carry grammar rather than content, such as "the" and "of"."""
-    return [word for word in words(text) if word not in _STOP_WORDS]
-
-
-def folded(text: str) -> str:
-    """`text` as the gates compare it: NFKC, without format characters, case-folded, straight apostrophes."""
-    text = unicodedata.normalize("NFKC", text).replace("\u2019", "'")
-    return "".join(ch for ch in text if unicodedata.category(ch) != "Cf").casefold()
 
 
 def asks_for_keywords(instruction: str) -> bool:
@@ -120,7 +92,7 @@ def echo_share(summary: str, instruction: str) -> float:
 
 
 def _empty(task: JudgeTask) -> bool:
-    return not _has_letter(task.summary)
+    return not has_letter(task.summary)
 
 
 def _under_five_words(task: JudgeTask) -> bool:
@@ -148,11 +120,17 @@ def _prompt_echo(task: JudgeTask) -> bool:
 
 
 def _wrong_language(task: JudgeTask) -> bool:
-    """Another script than a Latin transcript's, unasked. Two languages of one script are left to the judge."""
+    """Surely not the language asked for; or, unasked, another script or language than request and transcript have."""
+    summary = _JSON_KEY.sub(" ", task.summary)
+    if asked := asked_language(task.instruction):
+        return has_language(summary, asked, SURE_HITS) is False
     request = folded(task.instruction)
-    if _OTHER_SCRIPT_LANGUAGE.search(request) or _latin_share(request) < MIN_SCRIPT_SHARE:
+    if _LANGUAGE.search(request) or _latin_share(request) < MIN_SCRIPT_SHARE:
         return False
-    return _latin_share(task.summary) < MIN_SCRIPT_SHARE < _latin_share(task.transcript)
+    if _latin_share(summary) < MIN_SCRIPT_SHARE < _latin_share(task.transcript):
+        return True
+    said, spoken = (latin_language(text, SURE_HITS) for text in (summary, task.transcript))
+    return bool(said and spoken) and said not in (spoken, latin_language(request) or "english")
 
 
 def _judge_address(task: JudgeTask) -> bool:
@@ -292,10 +270,6 @@ def _items(text: str) -> set[str]:
 
 def _ngrams(tokens: list[str], n: int) -> list[tuple[str, ...]]:
     return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
-
-
-def _has_letter(text: str) -> bool:
-    return any(ch.isalnum() for ch in text)
 
 
 def _latin_share(text: str) -> float:

@@ -15,10 +15,10 @@ from speechsum.rewards import (
     lexical_score,
     loop_share,
     verbosity_factor,
-    words,
 )
 from speechsum.starter.grammar import sample_request, sample_talk
 from speechsum.types import JudgeTask, Reward
+from speechsum.wording import words
 
 TRANSCRIPT = (
     "Okay so Maria will send the budget to the Lisbon office by Friday, and Tom, you book the train. "
@@ -57,6 +57,34 @@ def gate(summary: str, instruction: str = ASK, transcript: str = TRANSCRIPT) -> 
 )
 def test_gates(summary: str, name: str) -> None:
     assert gate(summary) == name
+
+
+GERMAN = "Maria schickt das Budget bis Freitag, und die Reparatur ist nicht bezahlt."
+MIXED = "Maria goes to La Paz and to El Paso by the end of the week."
+
+
+@pytest.mark.parametrize(
+    ("summary", "instruction", "name"),
+    [
+        (GOOD, "Summarize this in German.", "wrong_language"),
+        (GERMAN, "Summarize this in German.", ""),
+        ("Maria, Budget, Freitag, Lissabon, Zug", "Summarize this in German.", ""),  # no common word: it cannot tell
+        (GOOD, "Summarize this in Chinese.", "wrong_language"),
+        ('{"who is it for": "die Reparatur ist nicht bezahlt, das Budget auf dem Weg"}', "As JSON in German.", ""),
+        (GERMAN, ASK, "wrong_language"),
+        (GERMAN, "Fasse zusammen, was die Leute sagen und wer es ist.", ""),  # the request's own language
+        (GERMAN, "Summarize this; the German office reads it.", ""),  # named, though not as the answer's for sure
+        (MIXED, ASK, ""),
+    ],
+)
+def test_an_answer_in_the_wrong_language(summary: str, instruction: str, name: str) -> None:
+    found = apply_gates(JudgeTask(TRANSCRIPT, instruction, summary))
+    assert (found.gate if found else "") == name
+
+
+def test_a_recording_in_another_language_may_be_summarised_in_it_or_in_english() -> None:
+    for summary in (GERMAN, GOOD):
+        assert apply_gates(JudgeTask(f"{GERMAN} {GERMAN}", ASK, summary)) is None
 
 
 @pytest.mark.parametrize(
