@@ -151,6 +151,11 @@ class Engine:
         return int(self._llm.model_config.max_model_len)
 
     @property
+    def vocab_size(self) -> int:
+        """How many token ids the model has embeddings for."""
+        return int(self._llm.model_config.get_vocab_size())
+
+    @property
     def tokenizer(self) -> Any:
         """The checkpoint's Hugging Face tokenizer."""
         return self._tokenizer

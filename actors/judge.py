@@ -112,9 +112,9 @@ def _uncached(config: JudgeConfig, path: str | None, scorer: Scorer | None) -> t
     if config.kind == "likelihood":
         if path is None:
             raise UserError("judge.kind = 'likelihood' needs a causal language model; set judge.path")
-        from actors.likelihood_judge import LikelihoodJudge
+        from actors.likelihood_judge import LikelihoodJudge, revision
 
-        loaded = LikelihoodJudge(scorer, Path(path).name) if scorer else LikelihoodJudge.load(path, config.engine)
+        loaded = LikelihoodJudge(scorer, revision(Path(path))) if scorer else LikelihoodJudge.load(path, config.engine)
         return loaded, {}
     from actors.rubric_judge import LexicalJudge, RubricJudge
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from actors.judge import JudgeOf, Observed
-from speechsum import rewards
+from speechsum import languages, numerals, rewards, wording
 from speechsum.errors import UserError
 from speechsum.types import Judgement, Reward
 
@@ -35,6 +35,9 @@ BUSY_S = 5.0
 KEYS_AT_ONCE = 500
 ASKED_AT_ONCE = 256
 """Questions between two writes: what a crash can lose."""
+
+RULES = (rewards, wording, numerals, languages)
+"""The modules that gates and rules are made of."""
 
 
 class JudgementCache:
@@ -141,7 +144,7 @@ class CachedJudge(Generic[Q]):
         self._judge, self._cache = judge, cache
         self.name, self.version = judge.name, judge.version
         # Gates and the length rule are part of a reward, and of no judge's version.
-        scope = {**settings, "rules": _digest(Path(rewards.__file__))}
+        scope = {**settings, "rules": [_digest(Path(str(module.__file__))) for module in RULES]}
         self._memory: Memory[Q, Judgement] = Memory(
             cache, f"{judge.name}/{judge.version}", scope, _packed_reward, lambda value: Reward(**value)
         )

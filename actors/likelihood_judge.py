@@ -13,6 +13,7 @@ coverage likes everything that was said. Rules close the rest: gates before, len
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Sequence
@@ -110,6 +111,7 @@ SUBJECT_KEEPS = 0.5
 COPY_FREE = 0.6
 COPY_KEEPS = 0.2
 LONG_RUN = 12
+PLACE = 4096  # bytes read at each place of a file that tells checkpoints apart
 
 
 class LikelihoodJudge:
@@ -126,7 +128,7 @@ class LikelihoodJudge:
         """On an engine of its own, with the language model in the folder `path` or an audio LLM's text mode."""
         from actors.engine import Engine
 
-        return cls(Engine(path, config, audio=hears(Path(path))), Path(path).name)
+        return cls(Engine(path, config, audio=hears(Path(path))), revision(Path(path)))
 
     def score(self, tasks: Sequence[JudgeTask]) -> list[Judgement]:
         """One judgement per task, in order. Equal questions (the source's own likelihood, say) are asked once."""
@@ -179,6 +181,22 @@ class LikelihoodJudge:
         if not queries:
             return []
         return self._scorer.prompt_logprobs([q.context + q.target for q in queries], [len(q.context) for q in queries])
+
+
+def revision(checkpoint: Path) -> str:
+    """The folder's name and eight digits of what it holds, as two checkpoints may lie in folders of one name.
+
+    Of every file its name, its size and 64 places all over it: enough to tell weights apart without reading them all.
+    """
+    told = hashlib.blake2b(digest_size=4)
+    for path in sorted(p for p in checkpoint.iterdir() if p.is_file()):
+        size = path.stat().st_size
+        told.update(f"{path.name}\0{size}\n".encode())
+        with path.open("rb") as file:
+            for place in range(0, size, max(PLACE, size // 64)):
+                file.seek(place)
+                told.update(file.read(PLACE))
+    return f"{checkpoint.name}@{told.hexdigest()}"
 
 
 def _judge(task: JudgeTask, plan: Plan, answers: dict[Query, np.ndarray]) -> Judgement:

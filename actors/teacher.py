@@ -41,6 +41,10 @@ class TextEngine(Protocol):
     def max_model_len(self) -> int:
         """Most tokens of one sequence."""
 
+    @property
+    def vocab_size(self) -> int:
+        """How many token ids it knows."""
+
     def candidates(self, token_ids: Sequence[Sequence[int]], first: Sequence[int], k: int) -> list[TeacherLogprobs]:
         """Log-probs of each sequence's own tokens, and the k likeliest in their place, from `first[i]` on."""
 
@@ -92,6 +96,8 @@ class Teacher:
         length, limit = len(context) + len(trajectory.token_ids), self._engine.max_model_len
         if length >= limit:
             return TeacherFailure(FailureKind.TOO_LONG, f"{length} tokens, teacher.engine.max_model_len is {limit}")
+        if (largest := int(trajectory.token_ids.max(initial=0))) >= self._engine.vocab_size:
+            return TeacherFailure(FailureKind.OUT_OF_RANGE, f"the student wrote token {largest}, which it lacks")
         return None
 
     def _checked(self, answer: TeacherLogprobs) -> Lesson:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
 
 from actors.judge import make_judge, score_groups
-from actors.likelihood_judge import NARROW, WHOLE, LikelihoodJudge, combine, copy_factor, subject_factor, weights_for
+from actors.likelihood_judge import (
+    NARROW,
+    WHOLE,
+    LikelihoodJudge,
+    combine,
+    copy_factor,
+    revision,
+    subject_factor,
+    weights_for,
+)
 from speechsum.config import EngineConfig, JudgeConfig
 from speechsum.errors import UserError
 from speechsum.precision import resolved
@@ -167,6 +177,17 @@ def test_answer_speaks_of_whom_the_request_names():
 )
 def test_requests_for_a_part_are_told_apart(instruction, weights):
     assert weights_for(instruction) is weights
+
+
+def test_two_checkpoints_in_folders_of_one_name_are_two_judges(tmp_path):
+    weights = bytearray(1_000_000)
+    for folder, changed in (("one", 0), ("two", 0), ("three", 1)):
+        (tmp_path / folder / "model").mkdir(parents=True)
+        weights[500_000:] = bytes([changed]) * 500_000
+        (tmp_path / folder / "model" / "model.safetensors").write_bytes(weights)
+    one, two, three = (revision(tmp_path / folder / "model") for folder in ("one", "two", "three"))
+    assert one == two != three
+    assert re.fullmatch(r"model@[0-9a-f]{8}", one)
 
 
 def test_group_is_scored_in_order():

@@ -33,7 +33,7 @@ class FakeTextEngine:
 
     def __init__(self, max_model_len: int = 100, worst: float = -1.0, best: int = 7) -> None:
         self.tokenizer = tiny_tokenizer()
-        self.max_model_len = max_model_len
+        self.max_model_len, self.vocab_size = max_model_len, 1000
         self.worst, self.best = worst, best
         self.asked: list[tuple[list[int], int]] = []
 
@@ -106,6 +106,12 @@ def test_a_lesson_that_the_student_could_not_follow_is_none(engine, kind):
     ((lesson,),) = Teacher(engine, top_k=2, vocabulary=400).teach([group(PROMPTS[0], [5, 6])])
     assert isinstance(lesson, TeacherFailure)
     assert lesson.kind is kind
+
+
+def test_a_token_that_the_teacher_lacks_costs_its_own_lesson_only():
+    lessons = Teacher(FakeTextEngine(), top_k=1, vocabulary=2000).teach([group(PROMPTS[0], [5, 1000], [5, 999])])
+    assert lessons[0][0] == TeacherFailure(FailureKind.OUT_OF_RANGE, "the student wrote token 1000, which it lacks")
+    assert isinstance(lessons[0][1], TeacherLogprobs)
 
 
 def test_nobody_to_teach_asks_nothing():

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from actors.likelihood_judge import revision
 from cluster.teach import teach
 from cluster.train import run
 from speechsum.config import parse
@@ -98,7 +99,7 @@ def test_the_ledger_knows_pairs_and_lessons_from_rewards(
     assert all(r["reward"] is None and r["advantage"] is None and not r["judge_failure"] for r in taught)
     paired = [r for r in rows if r["pair"] is not None]
     assert {r["stage"] for r in paired} == {"dpo"}
-    assert {r["judge"] for r in paired} == {f"likelihood/{tiny_30s_path.name}/likelihood-1"}
+    assert {r["judge"] for r in paired} == {f"likelihood/{revision(tiny_30s_path)}/likelihood-1"}
     assert sum(r["preferred"] for r in paired) == len(paired) / 2 == 2 * 2
     by_prompt: dict[tuple[int, str], dict[bool, float]] = {}
     for r in paired:
