@@ -31,16 +31,28 @@ class RunFolder:
     @classmethod
     def create(cls, path: str | Path, config: RunConfig, *, resume: bool = False, overwrite: bool = False) -> Self:
         """The folder, ready to be written to: new, gone on with, or replaced. Raises `UserError` with the remedy."""
-        folder = cls(Path(path).absolute())
-        folder.check(config, resume=resume, overwrite=overwrite)
+        folder = cls.reserve(path, config, resume=resume, overwrite=overwrite)
         try:
-            if overwrite and folder.config.exists():
-                _move_aside(folder.path)
             for part in (folder.path, folder.trajectories, folder.checkpoints, folder.logs):
                 part.mkdir(parents=True, exist_ok=True)
             write_whole(folder.config, _dump(config))
         except OSError as error:
             raise UserError(f"cannot write the run folder {path}: {error.strerror}; choose another --run-dir") from None
+        return folder
+
+    @classmethod
+    def reserve(cls, path: str | Path, config: RunConfig, *, resume: bool, overwrite: bool) -> Self:
+        """The folder's name, free for `create` to take: all that it would refuse is refused, and an old run made way.
+
+        For a start that has more to check first, which shall leave nothing behind where that fails.
+        """
+        folder = cls(Path(path).absolute())
+        folder.check(config, resume=resume, overwrite=overwrite)
+        try:
+            if overwrite and folder.config.exists():
+                _move_aside(folder.path)
+        except OSError as error:
+            raise UserError(f"cannot move {path} aside: {error.strerror}; choose another --run-dir") from None
         return folder
 
     @classmethod
@@ -184,10 +196,18 @@ def differences(saved: Any, wanted: Any) -> Iterator[str]:
 
 
 def _move_aside(path: Path) -> None:
-    """Rename the run to `<name>.old-<n>`; of earlier runs moved aside, only this newest is kept."""
+    """Rename the run to `<name>.old-<n>`; earlier ones that got no further than it are deleted."""
+    got = _progress(path)
     numbered = re.compile(re.escape(path.name) + r"\.old-(\d+)")
     aside = {int(found[1]): other for other in path.parent.iterdir() if (found := numbered.fullmatch(other.name))}
     path.rename(path.with_name(f"{path.name}.old-{max(aside, default=0) + 1}"))
     for older in aside.values():
-        if not older.is_symlink() and (older / "config.json").is_file():
+        if not older.is_symlink() and (older / "config.json").is_file() and _progress(older) <= got:
             shutil.rmtree(older)
+
+
+def _progress(run: Path) -> int:
+    """How far a run came: 2 finished, 1 has a checkpoint, 0 neither."""
+    if (run / "summary.json").exists():
+        return 2
+    return int(any((run / "checkpoints").glob("step_*")))

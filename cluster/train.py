@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
+from rich.console import Console
 
 from actors.endpoint import Endpoint
 from cluster import assets, preflight
@@ -19,6 +21,7 @@ from cluster.ports import RayPorts
 from cluster.readers import ReaderPlan, Readers
 from cluster.run_folder import RunFolder
 from cluster.runtime import ray_session
+from cluster.screen import Screen, screen_for
 from cluster.spans import Span
 from cluster.stopping import StopRequest
 from cluster.trust import JudgeTrust, clips_to_audit
@@ -42,12 +45,13 @@ def run(config: RunConfig, run_dir: Path, *, address: str | None, resume: bool, 
     Raises `UserError` for what the user can mend, before any model loads; `RunError` when the run cannot go on;
     `StopAsked` after SIGTERM, which lets the step under way finish and saves a checkpoint first.
     """
-    folder = RunFolder.create(run_dir, config, resume=resume, overwrite=overwrite)
+    folder = RunFolder.reserve(run_dir, config, resume=resume, overwrite=overwrite)
     if resume and folder.summary.exists():
         return folder.read_summary()  # nothing is left to do
-    with Watch(folder, config) as watch, MemoryWatch() as memory, StopRequest() as stop:
-        plan = make_plan(config, folder, watch, resume)
-        with ray_session(address, memory, watch.status):
+    with closing(screen_for(Console())) as screen, MemoryWatch() as memory, StopRequest() as stop:
+        plan = make_plan(config, folder, screen, resume)
+        RunFolder.create(run_dir, config, resume=resume)
+        with Watch(folder, config, screen) as watch, ray_session(address, memory, watch.status):
             stop.listen()  # Ray has put a handler of its own in place
             if address is None:
                 _refuse_without_gpus(config)
@@ -80,23 +84,23 @@ class Plan:
     resume_from: Path | None
 
 
-def make_plan(config: RunConfig, folder: RunFolder, watch: Watch, resume: bool) -> Plan:
+def make_plan(config: RunConfig, folder: RunFolder, screen: Screen, resume: bool) -> Plan:
     """All inputs of a run; every problem of the data is told here, at once."""
     adapter = assets.adapter_file(config.model.adapter)
-    checkpoint = assets.student_checkpoint(config.model.path, watch.status)
-    train, held_out = assets.all_prompts(config, checkpoint, watch.status)
+    checkpoint = assets.student_checkpoint(config.model.path, screen.status)
+    train, held_out = assets.all_prompts(config, checkpoint, screen.status)
     if config.judge.asks_endpoint:
         Endpoint(config.judge.endpoint)  # refuses an address that is none before anything loads
-    judge = assets.judge_checkpoint(config, watch.status) if samples_from_student(config) else None
+    judge = assets.judge_checkpoint(config, screen.status) if samples_from_student(config) else None
     asks_teacher = any("teacher" in stage.kind.scorers for stage in config.stage)
-    teacher = assets.teacher_checkpoint(config.teacher, checkpoint, watch.status) if asks_teacher else None
+    teacher = assets.teacher_checkpoint(config.teacher, checkpoint, screen.status) if asks_teacher else None
     builder = PromptBuilder.load(checkpoint, FAMILIES[config.model.family])
     pairs = {
         stage.name: assets.pairs_by_prompt(stage.loss.pairs, train, builder)
         for stage in config.stage if isinstance(stage.loss, DpoLoss) and stage.loss.pairs
     }  # fmt: skip
-    readers = ReaderPlan.make(config, checkpoint, held_out, watch.status) if held_out else ReaderPlan()
-    newest = newest_checkpoint(folder.checkpoints, watch.note) if resume else None
+    readers = ReaderPlan.make(config, checkpoint, held_out, screen.status) if held_out else ReaderPlan()
+    newest = newest_checkpoint(folder.checkpoints, screen.note) if resume else None
     audit = clips_to_audit(config, held_out or train)
     return Plan(checkpoint, judge, teacher, adapter, train, held_out, pairs, readers, audit, newest)
 

@@ -14,10 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
-
 from cluster.run_folder import RunFolder
-from cluster.screen import HEARTBEAT_S, Pace, duration, screen_for
+from cluster.screen import Pace, Screen, duration
 from cluster.spans import Span
 from cluster.trackers import RayTracker, SampleRow, WandbTracker
 from speechsum.config import RunConfig
@@ -35,15 +33,9 @@ SHOWN = (
 
 
 class Watch:
-    """Shows and records a run. `with Watch(folder, config) as watch:`, then tell it what happens."""
+    """Shows a run and records it. `with Watch(folder, config, screen) as watch:`, then tell it what happens."""
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        config: RunConfig,
-        console: Console | None = None,
-        heartbeat_s: float = HEARTBEAT_S,
-    ) -> None:
+    def __init__(self, folder: RunFolder, config: RunConfig, screen: Screen) -> None:
         self._folder = folder
         self._order = {stage.name: i for i, stage in enumerate(config.stage)}
         self._steps_before = {s.name: sum(t.steps for t in config.stage[:i]) for i, s in enumerate(config.stage)}
@@ -51,12 +43,8 @@ class Watch:
         self._stage = ""
         self._table_every = 1
         self._pace: Pace | None = None
-        self._screen = screen_for(console or Console(), heartbeat_s)
-        try:
-            self._wandb = WandbTracker(folder, config, self.note)
-        except BaseException:  # Ctrl-C while wandb starts: nobody is there yet who would close the screen
-            self._screen.close()
-            raise
+        self._screen = screen
+        self._wandb = WandbTracker(folder, config, self.note)
         self._ray = RayTracker(folder.path.name)
 
     def __enter__(self) -> Self:
@@ -118,12 +106,9 @@ class Watch:
                 _cut(path, self._order, (self._order[stage], step))
 
     def close(self) -> None:
-        """Stop everything that moves. May be called twice."""
+        """Let go of all but the screen, which is its maker's to close. May be called twice."""
         self._ray.close()
-        try:
-            self._wandb.close()
-        finally:
-            self._screen.close()
+        self._wandb.close()
 
     def _left(self, step: int) -> str:
         left_s = self._pace.left_s(step, time.monotonic()) if self._pace else None

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from cluster import assets
 from cluster.run_folder import RunFolder
+from cluster.screen import screen_for
 from cluster.train import make_plan
-from cluster.watch import Watch
 from speechsum.config import RunConfig, parse
 from speechsum.errors import UserError
 from speechsum.families import FAMILIES
@@ -51,9 +54,8 @@ def config(checkpoint: Path, train: str, held_out: str, **model: Any) -> RunConf
 
 def refusal(wanted: RunConfig, folder: Path) -> str:
     """What a run with this recipe says before it starts anything."""
-    run = RunFolder.create(folder / "run", wanted)
-    with Watch(run, wanted) as watch, pytest.raises(UserError) as caught:
-        make_plan(wanted, run, watch, resume=False)
+    with closing(screen_for(Console(file=io.StringIO()))) as screen, pytest.raises(UserError) as caught:
+        make_plan(wanted, RunFolder(folder / "run"), screen, resume=False)
     return str(caught.value)
 
 

@@ -42,6 +42,28 @@ def test_overwrite_moves_the_old_run_aside_and_keeps_one(tmp_path: Path) -> None
     assert json.loads((tmp_path / "run.old-3" / "config.json").read_text())["seed"] == 2
 
 
+def test_starts_that_came_to_nothing_do_not_cost_the_finished_run_moved_aside(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    (RunFolder.create(path, config(seed=0)).checkpoints / "step_000001").mkdir()
+    RunFolder.create(path, config(seed=1), overwrite=True).write_summary({"steps": 1})
+    for seed in (2, 3, 4):
+        RunFolder.create(path, config(seed=seed), overwrite=True)
+    kept = [json.loads((p / "config.json").read_text())["seed"] for p in sorted(tmp_path.iterdir())]
+    assert kept == [4, 1, 3]  # the run, the finished one, and the newest of those that came to nothing
+    RunFolder(path).write_summary({"steps": 1})
+    RunFolder.create(path, config(seed=5), overwrite=True)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_folder_is_reserved_without_being_made(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    RunFolder.reserve(path, config(), resume=False, overwrite=False)
+    assert not path.exists()
+    RunFolder.create(path, config())
+    RunFolder.reserve(path, config(), resume=False, overwrite=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run.old-1"]
+
+
 def test_overwrite_deletes_nothing_that_it_does_not_know(tmp_path: Path) -> None:
     path = tmp_path / "run"
     (tmp_path / "run.old-7").mkdir()

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from cluster.memory import MemoryWatch
 from cluster.readers import ReaderPlan
 from cluster.run_folder import RunFolder
+from cluster.screen import screen_for
 from cluster.stopping import StopRequest
 from cluster.train import Plan, Training
 from cluster.watch import Watch
@@ -101,7 +105,8 @@ def training(tmp_path: Path, tiny_path: Path) -> Any:
     prompts = [Prompt(f"p{i}", AudioRef(f"/clips/{i}.wav"), "ask", reference="answer") for i in range(3)]
     folder = RunFolder.create(tmp_path / "run", config)
     crew: Any = SimpleNamespace(learner=FakeLearner(), rollout=None, judge=None, teacher=None)
-    with Watch(folder, config) as watch, StopRequest() as stop:
+    screen = screen_for(Console(file=io.StringIO()))
+    with closing(screen), Watch(folder, config, screen) as watch, StopRequest() as stop:
         plan = Plan(tiny_path, None, None, None, prompts, [], {}, ReaderPlan(), [], None)
         yield Training(config, plan, crew, folder, watch, MemoryWatch(), stop)
 

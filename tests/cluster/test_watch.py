@@ -4,6 +4,8 @@ import io
 import json
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +17,7 @@ from rich.console import Console
 
 from actors import published
 from cluster.run_folder import RunFolder
-from cluster.screen import LiveScreen, Pace, PlainScreen, duration
+from cluster.screen import LiveScreen, Pace, PlainScreen, duration, screen_for
 from cluster.trackers import RayTracker
 from cluster.watch import SampleRow, Watch
 from speechsum.config import RunConfig, parse
@@ -37,9 +39,14 @@ def config(wandb: str = "disabled") -> RunConfig:
     return parse({"name": "t", "stage": stages, "watch": {"wandb": wandb, "samples": 2}}, "test")
 
 
-def begin(tmp_path: Path, console: Console | None = None, wandb: str = "disabled", **options: Any) -> Watch:
+@contextmanager
+def begin(tmp_path: Path, console: Console | None = None, wandb: str = "disabled", **options: Any) -> Iterator[Watch]:
     folder = RunFolder.create(tmp_path / "run", config(wandb))
-    return Watch(folder, config(wandb), console or Console(file=io.StringIO(), width=200), **options)
+    with (
+        closing(screen_for(console or Console(file=io.StringIO(), width=200), **options)) as screen,
+        Watch(folder, config(wandb), screen) as watch,
+    ):
+        yield watch
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -97,10 +104,9 @@ def test_silence_is_broken_by_a_heartbeat(tmp_path: Path) -> None:
 
 def test_closing_ends_every_thread(tmp_path: Path) -> None:
     before = threading.active_count()
-    watch = begin(tmp_path)
-    assert threading.active_count() > before
-    watch.close()
-    watch.close()
+    with begin(tmp_path) as watch:
+        assert threading.active_count() > before
+        watch.close()
     assert threading.active_count() == before
 
 
