@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -239,7 +240,7 @@ def adapter_file(name: str) -> Path | None:
     path = Path(name)
     if name in STARTER_ADAPTERS:
         path = Path(str(resources.files("speechsum.starter") / f"{name}.safetensors"))
-    if not path.is_file():
+    if not os.path.isfile(path):
         known = ", ".join(("none", *STARTER_ADAPTERS))
         raise UserError(f"model.adapter = {name!r} is no file; use {known} or a .safetensors file")
     return path

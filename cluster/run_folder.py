@@ -162,6 +162,8 @@ class RunFolder:
             return dict(json.loads(self.summary.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise UserError(f"{self.path} has no summary.json yet; finish the run with --resume") from None
+        except ValueError:
+            raise UserError(f"{self.summary} is damaged; remove it and give --resume, which makes it anew") from None
 
 
 def _dump(config: RunConfig) -> str:

@@ -44,10 +44,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:  # the task's boundary
+        if isinstance(error, OSError) and (given := _given_path(error, options)):
+            return _complain(f"cannot use {given}: {error.strerror}; correct the path", 2)
         log = _write_traceback(options)
         first = (str(error).strip() or "no message").splitlines()[0]
         hint = "; `speechsum doctor` shows what is missing" if isinstance(error, ImportError) else ""
         return _complain(f"{type(error).__name__}: {first}{hint} (traceback in {log})", 1)
+
+
+def _given_path(error: OSError, options: argparse.Namespace) -> Path | None:
+    """The path among the options that the system refused, such as a name that is too long or a folder of others'."""
+    paths = [each for value in vars(options).values() for each in (value if isinstance(value, list) else [value])]
+    refused = Path(os.fsdecode(error.filename or "")).absolute()
+    return next((p for p in paths if isinstance(p, Path) and refused.is_relative_to(p.absolute())), None)
 
 
 def _complain(sentence: str, code: int) -> int:
@@ -90,7 +99,7 @@ def _bounded_interrupt(last_words: Callable[[], None]) -> Iterator[None]:
 def _how_to_go_on(options: argparse.Namespace) -> str:
     run_dir: Path | None = getattr(options, "run_dir", None)
     recipe = getattr(options, "recipe", None)
-    if options.command is not commands.train or run_dir is None or not (run_dir / "config.json").exists():
+    if options.command is not commands.train or run_dir is None or not os.path.exists(run_dir / "config.json"):
         return "run the same command to start again"
     command = ["speechsum", "train", str(recipe), "--run-dir", str(run_dir)]
     command += [part for override in options.override for part in ("-o", override)]
@@ -104,7 +113,7 @@ def _write_traceback(options: argparse.Namespace) -> Path:
     """Into the run's logs where there is a run, else into a temporary file."""
     run_dir: Path | None = getattr(options, "run_dir", None)
     logs = run_dir / "logs" if run_dir is not None else None
-    folder = logs if logs is not None and logs.is_dir() and os.access(logs, os.W_OK) else None
+    folder = logs if logs is not None and os.path.isdir(logs) and os.access(logs, os.W_OK) else None
     handle, name = tempfile.mkstemp(prefix="speechsum-error-", suffix=".log", dir=folder)
     with open(handle, "w", encoding="utf-8") as file:
         traceback.print_exc(file=file)

@@ -131,9 +131,9 @@ def _counting(path: Path) -> str:
 
 
 def _rows(path: Path) -> Iterator[_Row]:
-    if not path.exists():
+    if not os.path.exists(path):  # unlike pathlib's, it takes a name that is too long for a missing one
         raise _Unusable("there is no such manifest; correct data.train or data.eval")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise _Unusable("is not a file; name a .parquet or .jsonl manifest")
     if path.suffix == ".jsonl":
         return _jsonl_rows(path)

@@ -26,6 +26,7 @@ class StopAsked(BaseException):
 
 
 def last_line(error: BaseException) -> str:
-    """What went wrong, of an error whose text quotes a whole traceback, as Ray's do."""
+    """What went wrong, of an error that quotes a whole traceback, as Ray's do, or ends on a link, as pydantic's."""
     lines = [line.strip() for line in str(error).splitlines() if re.search(r"\w", line)]
+    lines = [line for line in lines if not line.startswith("For further information visit")] or lines
     return lines[-1] if lines else type(error).__name__

@@ -497,6 +497,12 @@ def test_a_result_that_could_not_be_written_is_refused_before_the_work(
         ["bench", "--run-dir", "nope"],
         ["train", "x" * 300],
         ["train", "there.toml/x"],
+        ["train", "recipe.toml", "--run-dir", "x" * 300],
+        ["train", "recipe.toml", "--run-dir", "there.toml/x"],
+        ["bench", "--run-dir", "x" * 300],
+        ["data", "check", "x" * 300],
+        ["timeline", "x" * 300],
+        ["dashboard", "x" * 300],
         ["judge", "score", "--input", "x" * 300, "--output", "o"],
         ["judge", "audit", "--data", "nope.jsonl", "--out", "o.json"],
         ["judge", "audit", "--data", "there.toml", "--out", "o.txt"],
@@ -507,10 +513,12 @@ def test_a_result_that_could_not_be_written_is_refused_before_the_work(
     ],
 )
 def test_wrong_paths_and_names_are_the_users_mistakes(
-    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    arguments: list[str], recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     Path("there.toml").touch()
+    Path("recipe.toml").write_bytes(recipe.read_bytes())
     Path("folder.json").mkdir()
     assert cli.main(arguments) == 2
     one_sentence(capsys)
