@@ -222,6 +222,21 @@ def family_of(folder: Path) -> Family:
     raise UserError(f"{folder} is of type {model_type!r}, which speechsum does not train; it knows {known}")
 
 
+def check_context(folder: Path, tokens: int, wanted_by: str) -> None:
+    """Refuse, before an engine starts, a context beyond the positions that a checkpoint's language model has.
+
+    Raises `UserError` with what wants it. Says nothing where the config does not tell, or stretches its positions.
+    """
+    text = _described(folder)
+    while inner := next((text[name] for name in ("thinker_config", "text_config") if name in text), None):
+        text = inner
+    stretched = text.get("rope_scaling") or text.get("rope_parameters") or {}
+    kind = stretched.get("rope_type", stretched.get("type", "default"))
+    limit = text.get("max_position_embeddings")
+    if limit and kind in ("default", "mrope") and tokens > limit:
+        raise UserError(f"{wanted_by} wants {tokens} tokens of context, and {folder.name} has {limit}; ask for fewer")
+
+
 def _described(folder: Path) -> dict[str, Any]:
     config = folder / "config.json"
     try:

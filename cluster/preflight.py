@@ -43,12 +43,18 @@ def measure(
 
 
 def check(config: PreflightConfig, parity: dict[str, float]) -> None:
-    """Refuse to start above the recipe's limit."""
-    gap = parity["logprob_gap_mean"]
+    """Refuse to start beyond the recipe's limits. A figure that is no number is beyond any."""
+    gap, equal = parity["logprob_gap_mean"], parity["greedy_equal"]
+    why = "they run different weights, prompts or precision"
     if not gap <= config.max_logprob_gap:
         raise RunError(
             f"rollout and learner disagree by {gap:.4f} nats per token, more than preflight.max_logprob_gap = "
-            f"{config.max_logprob_gap}; they run different weights, prompts or precision"
+            f"{config.max_logprob_gap}; {why}"
+        )
+    if not equal >= config.min_greedy_equal:
+        raise RunError(
+            f"rollout and learner find the same token likeliest for {equal:.0%} of them, fewer than "
+            f"preflight.min_greedy_equal = {config.min_greedy_equal}; {why}"
         )
 
 

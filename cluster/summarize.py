@@ -27,14 +27,15 @@ def summarize(
     paths: Sequence[Path], checkpoint: Path | None, instruction: str, max_tokens: int
 ) -> Iterator[dict[str, str]]:
     """A row with `audio` and `summary` for each recording, in order, as soon as its batch is done."""
-    from actors.engine import Engine
-
     limits = _limits(checkpoint)
     longest_s = _check(paths, limits)
     folder = checkpoint or assets.aligned_starter(lambda text: None)
     builder = PromptBuilder.load(folder, assets.family_of(folder))
     audio_tokens = ceil(longest_s * builder.family.tokens_per_s) + SPARE_TOKENS
-    context = max(EngineConfig().max_model_len, len(builder.request_ids(instruction)) + audio_tokens + max_tokens)
+    context = len(builder.request_ids(instruction)) + audio_tokens + max_tokens
+    assets.check_context(folder, context, "the instruction, the longest recording and --max-tokens together")
+    from actors.engine import Engine
+
     rollout = Rollout(Engine(folder, EngineConfig(max_model_len=context)), builder, limits)
     sampling = SamplingParams(n=1, temperature=0.0, max_tokens=max_tokens)
     try:

@@ -88,6 +88,7 @@ def make_plan(config: RunConfig, folder: RunFolder, screen: Screen, resume: bool
     """All inputs of a run; every problem of the data is told here, at once."""
     adapter = assets.adapter_file(config.model.adapter)
     checkpoint = assets.student_checkpoint(config.model.path, screen.status)
+    assets.check_context(checkpoint, config.rollout.engine.max_model_len, "rollout.engine.max_model_len")
     train, held_out = assets.all_prompts(config, checkpoint, screen.status)
     if config.judge.asks_endpoint:
         Endpoint(config.judge.endpoint)  # refuses an address that is none before anything loads

@@ -48,13 +48,23 @@ UNSUPPORTED_FAMILIES = {
 
 S = TypeVar("S", bound=Section)
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
 
 class LoraConfig(Section):
     """Low-rank adapter on the language model's linear layers (Hu et al. 2021), trained in every stage."""
 
     rank: Positive = 16
     alpha: Positive = 32
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
 
 
 class ModelConfig(Section):
@@ -344,7 +354,7 @@ class OptimizerConfig(Section):
 
     lr: Annotated[float, Field(gt=0)] = 1e-4
     projector_lr: Annotated[float, Field(gt=0)] | None = None
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     weight_decay: NonNegative = 0.0
     warmup_steps: Annotated[int, Field(ge=0)] = 2
     schedule: Literal["constant", "cosine"] = "constant"
@@ -371,7 +381,7 @@ class StageConfig(Section):
     `reads` is what the student is given: a recording, or (in an `sft` stage, to raise a text teacher) its transcript.
     """
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^\w[\w-]*$")]
     steps: Positive
     groups_per_step: Positive = 8
     group_size: Positive = 1
@@ -429,10 +439,15 @@ class EvalConfig(Section):
 
 
 class PreflightConfig(Section):
-    """Agreement of rollout and learner before step 0, in nats per token; above the limit the run is refused."""
+    """Agreement of rollout and learner before step 0; beyond the limits the run is refused.
+
+    `max_logprob_gap` is in nats per token, `min_greedy_equal` the share of tokens that both find likeliest: in bfloat16
+    some near ties fall otherwise.
+    """
 
     prompts: Positive = 4
     max_logprob_gap: Annotated[float, Field(gt=0)] = 0.03
+    min_greedy_equal: Fraction = 0.5
 
 
 class WatchConfig(Section):
@@ -446,7 +461,7 @@ class WatchConfig(Section):
 class RunConfig(Section):
     """A whole recipe after overrides; saved as `config.json` beside the run."""
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)]
     seed: Annotated[int, Field(ge=0)] = 0
     keep_checkpoints: Positive = 2
     model: ModelConfig = ModelConfig()

@@ -70,7 +70,7 @@ class ManifestError(UserError):
         lines = [f"{self.path}: {len(self.problems)} problem(s), {base}:"]
         lines += [f"  {self._where(p)}: {p.message}" for p in self.problems[:shown]]
         if more := len(self.problems[shown or len(self.problems) :]):
-            lines.append(f"  and {more} more; `speechsum data check` lists them all")
+            lines.append(f"  and {more} more; `speechsum data check MANIFEST --recipe RECIPE` lists them all")
         return "\n".join(lines)
 
     def _where(self, problem: RowProblem) -> str:

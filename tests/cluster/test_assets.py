@@ -15,6 +15,7 @@ from rich.console import Console
 from cluster import assets
 from cluster.run_folder import RunFolder
 from cluster.screen import screen_for
+from cluster.summarize import summarize
 from cluster.train import make_plan
 from speechsum.config import RunConfig, parse
 from speechsum.errors import UserError
@@ -44,6 +45,7 @@ def config(checkpoint: Path, train: str, held_out: str, **model: Any) -> RunConf
         "name": "tiny",
         "model": {"path": str(checkpoint), "max_audio_s": 4, "max_prompt_tokens": 120, **model},
         "data": {"train": train, "eval": held_out},
+        "rollout": {"engine": {"max_model_len": 256}},
         "judge": {"kind": "lexical"},
         "watch": {"wandb": "disabled"},
         "stage": [{"name": "sft", "steps": 1, "loss": {"kind": "sft"}},
@@ -211,3 +213,27 @@ def test_pairs_of_a_run_keep_the_ids_that_its_engine_made(tmp_path: Path) -> Non
     found = [[ids.tolist() for ids in assets.ids_of_pair(pair, builder)] for pair in pairs]
     assert found[0] == [cut.tolist(), whole.tolist()]
     assert found[1] == found[2] == [[*cut.tolist(), builder.end_id], whole.tolist()]
+
+
+def test_a_context_beyond_the_checkpoints_positions_is_refused_before_an_engine_starts(
+    tiny_path: Path, tmp_path: Path, good: str
+) -> None:
+    recording(tmp_path / "a.wav", 1.0, seed=1)
+    with pytest.raises(UserError, match=r"--max-tokens together wants \d{5} tokens of context, and .* has \d+"):
+        next(summarize([tmp_path / "a.wav"], tiny_path, "sum up", max_tokens=10_000))
+    tree = config(tiny_path, good, good).model_dump(mode="json")
+    wanted = parse(tree | {"rollout": {"engine": {"max_model_len": 10_000}}}, "test")
+    assert "rollout.engine.max_model_len wants 10000 tokens" in refusal(wanted, tmp_path)
+
+
+def test_stretched_positions_and_unknown_ones_are_left_to_the_engine(tmp_path: Path) -> None:
+    stretched = {"max_position_embeddings": 10, "rope_scaling": {"rope_type": "yarn"}}
+    for text in (stretched, {}):
+        (tmp_path / "config.json").write_text(json.dumps({"thinker_config": {"text_config": text}}))
+        assets.check_context(tmp_path, 11, "a test")
+    (tmp_path / "config.json").write_text(
+        json.dumps({"thinker_config": {"text_config": {"max_position_embeddings": 10}}})
+    )
+    assets.check_context(tmp_path, 10, "a test")
+    with pytest.raises(UserError, match="a test wants 11 tokens"):
+        assets.check_context(tmp_path, 11, "a test")

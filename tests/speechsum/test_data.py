@@ -199,7 +199,7 @@ def test_a_long_report_is_cut_short_but_kept_whole(root: Path) -> None:
         read_manifest(jsonl(root, *[row(id=str(i), audio="cut.wav") for i in range(50)]))
     assert len(caught.value.problems) == 50
     assert str(caught.value).count("\n  line ") == 20
-    assert str(caught.value).endswith("and 30 more; `speechsum data check` lists them all")
+    assert str(caught.value).endswith("and 30 more; `speechsum data check MANIFEST --recipe RECIPE` lists them all")
     assert caught.value.text(shown=None).count("\n  line ") == 50
 
 
