@@ -50,11 +50,15 @@ class Scorer:
         """
         say(f"evaluating {name}: judging")
         tasks = [JudgeTask(p.transcript, p.instruction, s) for p, s in zip(self.prompts, summaries, strict=True)]
-        judged: dict[str, list[Judgement]] = {"judge": self.judge.score_all(tasks)}
-        judges = {"judge": self.judge.name()}
-        if self.config.eval.second_judge is not None:
+        judged: dict[str, list[Judgement]] = {}
+        judges: dict[str, str] = {}
+        compares = self.config.judge.kind == "pairwise"  # and scores nothing: the second judge is then the only one
+        if not compares:
+            judges["judge"], judged["judge"] = self.judge.name(), self.judge.score_all(tasks)
+        if second := self.config.eval.second_judge:
             say(f"evaluating {name}: the second judge")
-            judges["second_judge"], judged["second_judge"] = self._ask(self.config.eval.second_judge, tasks, say)
+            key = "judge" if compares else "second_judge"
+            judges[key], judged[key] = self._ask(second, tasks, say)
         rows = measure(
             self.prompts, summaries, judged["judge"], second=judged.get("second_judge"), controls=controls, heard=heard
         )

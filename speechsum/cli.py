@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import sys
 import tempfile
@@ -101,12 +102,19 @@ def _how_to_go_on(options: argparse.Namespace) -> str:
     recipe = getattr(options, "recipe", None)
     if options.command is not commands.train or run_dir is None or not os.path.exists(run_dir / "config.json"):
         return "run the same command to start again"
-    command = ["speechsum", "train", str(recipe), "--run-dir", str(run_dir)]
+    command = [*_own_name(), "train", str(recipe), "--run-dir", str(run_dir)]
     command += [part for override in options.override for part in ("-o", override)]
     command += ["--address", options.address] if options.address else []
     saved = any((run_dir / "checkpoints").glob("step_??????"))
     begin = "go on from the last checkpoint" if saved else "no checkpoint was saved yet; start again"
     return f"{begin} with: {shlex.join([*command, '--resume'])}"
+
+
+def _own_name() -> list[str]:
+    """What starts this program again: `speechsum` where the shell finds it, else as it was started."""
+    if shutil.which("speechsum"):
+        return ["speechsum"]
+    return [sys.argv[0]] if Path(sys.argv[0]).name == "speechsum" else [sys.executable, "-m", "speechsum"]
 
 
 def _write_traceback(options: argparse.Namespace) -> Path:

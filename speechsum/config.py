@@ -293,7 +293,8 @@ class JudgeConfig(PooledSection):
 
     With `path = "teacher"` the model is the teacher's. In a run whose stages ask a teacher the judge then has no engine
     of its own, and `gpus_per_actor` can stay 0: it asks the teacher's actors.
-    `pairwise` compares two summaries, so it serves `dpo` stages, and neither `grpo` nor evaluation.
+    `pairwise` compares two summaries, so it serves `dpo` stages, and neither `grpo` nor evaluation: that is then up
+    to `eval.second_judge` alone.
     `cache` is a file on the disk of each machine that judges, such as `"~/.cache/speechsum/judgements.sqlite"`: what
     was judged once is not asked again, in later runs too. Empty, nothing is kept.
     Above `max_failure_share` of failed judgements in `failure_window` the run stops with the reason.
@@ -426,7 +427,7 @@ class EvalConfig(Section):
     clips: Annotated[int, Field(ge=0)] = 48
     max_tokens: Positive = 48
     bootstrap: Positive = 2000
-    controls: tuple[Literal["wrong_audio", "no_audio"], ...] = ("wrong_audio",)
+    controls: tuple[Literal["wrong_audio", "no_audio"], ...] = ("wrong_audio", "no_audio")
     second_judge: JudgeConfig | None = None
     rows: tuple[Literal["text-mode", "cascade", "teacher", "base"], ...] = ()
     recogniser: str = ""
@@ -461,7 +462,7 @@ class WatchConfig(Section):
 class RunConfig(Section):
     """A whole recipe after overrides; saved as `config.json` beside the run."""
 
-    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)]
+    name: Annotated[str, Field(pattern=r"^[^/\\.][^/\\]*$", max_length=100)]
     seed: Annotated[int, Field(ge=0)] = 0
     keep_checkpoints: Positive = 2
     model: ModelConfig = ModelConfig()
@@ -488,10 +489,10 @@ class RunConfig(Section):
         for key, judge in {"judge": self.judge, "eval.second_judge": self.eval.second_judge}.items():
             if judge and judge.kind == "likelihood" and judge.path == TEACHER and not self.teacher.path:
                 raise ValueError(f"{key}.path = 'teacher' and the recipe has none; set teacher.path")
-        if self.judge.kind == "pairwise" and self.eval.clips:
+        if self.judge.kind == "pairwise" and self.eval.clips and not self.eval.second_judge:
             raise ValueError(
-                "judge.kind = 'pairwise' gives no summary a score, which evaluation needs; set eval.clips = 0 and "
-                "measure the checkpoints with `speechsum eval`, or set judge.kind to 'rubric'"
+                "judge.kind = 'pairwise' gives no summary a score, which evaluation needs; give eval.second_judge, "
+                "such as kind = 'rubric' with an endpoint, or set eval.clips = 0"
             )
         if (self.learner.backend == "nccl") != (self.learner.gpus_per_rank > 0):
             raise ValueError("learner.backend = 'nccl' goes with learner.gpus_per_rank > 0, 'gloo' with 0; change one")

@@ -51,6 +51,8 @@ MEASURES = (
     Measure("fact_f1", "fact F1", "harmonic mean of both; 0 where no asked fact is told"),
     Measure("wrong_audio_recall", "wrong audio", "fact recall with somebody else's recording", better=-1),
     Measure("no_audio_recall", "no audio", "fact recall with silence of the same length", better=-1),
+    Measure("wrong_audio_f1", "fact F1, wrong audio", "fact F1 with somebody else's recording", better=-1),
+    Measure("no_audio_f1", "fact F1, no audio", "fact F1 with silence of the same length", better=-1),
     Measure("rougeL", "ROUGE-L", "words in common with the reference, in order"),
     Measure("wrong_audio_rougeL", "ROUGE-L, wrong audio", "ROUGE-L with somebody else's recording", better=-1),
     Measure("no_audio_rougeL", "ROUGE-L, no audio", "ROUGE-L with silence of the same length", better=-1),
@@ -107,7 +109,10 @@ def measure(
     }
     for name in (WRONG_AUDIO, NO_AUDIO):
         answers: Sequence[str | None] = (controls or {}).get(name) or unknown
-        rows[f"{name}_recall"] = [_recall(p, s) for p, s in zip(prompts, answers, strict=True)]
+        told = [_recall(p, s) for p, s in zip(prompts, answers, strict=True)]
+        true = [None if s is None else _precision(p, s, vocabulary) for p, s in zip(prompts, answers, strict=True)]
+        rows[f"{name}_recall"] = told
+        rows[f"{name}_f1"] = [f1(r, p) for r, p in zip(told, true, strict=True)]
         rows[f"{name}_rougeL"] = [_rouge(p, s) for p, s in zip(prompts, answers, strict=True)]
     assert rows.keys() == {m.key for m in MEASURES}
     return {m.key: rows[m.key] for m in MEASURES}

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from speechsum.errors import UserError
 from speechsum.ledger import FOLDER, read_ledger
 from speechsum.objectives import PairRules
-from speechsum.pairwise import preferred
+from speechsum.pairwise import OTHERS_ERRORS, OWN_ERRORS, preferred
 from speechsum.rubric import whole_mark
 from speechsum.types import FailureKind, JudgeFailure, Judgement, Preference, Reward
 
@@ -35,7 +35,7 @@ def choose_pairs(
     compared the completions themselves, its `preferences` say how far apart two are, and rewards do not.
     """
     known = {i: r for i, r in enumerate(rewards) if r is not None}
-    leads = _preferred_leads(preferences) if preferences else _reward_leads(known)
+    leads = _preferred_leads(preferences, rules) if preferences else _reward_leads(known)
     candidates = [
         (lead, i, j) for (i, j), lead in leads.items()
         if lead >= rules.margin and _allowed(known[i], known[j], lengths[i], lengths[j], rules)
@@ -55,12 +55,17 @@ def _reward_leads(known: Mapping[int, Reward]) -> dict[tuple[int, int], float]:
     return {(i, j): lead for i, j, lead in pairs if lead > 0}
 
 
-def _preferred_leads(preferences: Sequence[Preference]) -> dict[tuple[int, int], float]:
-    """By how much likelier the first of two is to be the better one; without those on which the judge abstained."""
+def _preferred_leads(preferences: Sequence[Preference], rules: PairRules) -> dict[tuple[int, int], float]:
+    """By how much likelier the first of two is to be the better one.
+
+    Without those on which the judge abstained and, faithful first, those whose better one it charged with more errors.
+    """
     leads: dict[tuple[int, int], float] = {}
     for p in preferences:
         if isinstance(p.judgement, Reward) and (lead := 2 * p.judgement.value - 1):
-            leads[(p.first, p.second) if lead > 0 else (p.second, p.first)] = abs(lead)
+            errors = p.judgement.breakdown.get(OWN_ERRORS, 0.0) - p.judgement.breakdown.get(OTHERS_ERRORS, 0.0)
+            if not rules.faithful_first or errors * lead <= 0:
+                leads[(p.first, p.second) if lead > 0 else (p.second, p.first)] = abs(lead)
     return leads
 
 

@@ -7,6 +7,7 @@ abstains. The texts are quoted, and answers are read, as `speechsum.rubric` does
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from speechsum.rewards import apply_gates
@@ -25,6 +26,9 @@ PROBABILITY = {"A>>B": 0.95, "A>B": 0.75, "A=B": 0.5, "B>A": 0.25, "B>>A": 0.05}
 ABSTAINED = 0.5
 FLIPPED = "flipped"
 """The field of a breakdown that is 1 where the two orders gave different winners, else 0; absent without a call."""
+
+OWN_ERRORS, OTHERS_ERRORS = "unsupported", "unsupported_other"
+"""The fields with the number of pieces that the transcript does not support, of `summary` and of `other`."""
 
 SYSTEM = f"""\
 You compare two summaries of speech. One line of the user's message is a JSON object with four strings: "transcript" \
@@ -84,19 +88,28 @@ def parse_verdict(text: str) -> Reward | JudgeFailure:
             return JudgeFailure(FailureKind.MISSING_FIELD, f"{key} is absent or not a string")
     if answer["verdict"] not in PROBABILITY:
         return JudgeFailure(FailureKind.OUT_OF_RANGE, f"verdict = {excerpt(repr(answer['verdict']))}")
-    return Reward(PROBABILITY[answer["verdict"]], notes=reason_of(answer))
+    errors = {OWN_ERRORS: _pieces(answer, "unsupported_a"), OTHERS_ERRORS: _pieces(answer, "unsupported_b")}
+    return Reward(PROBABILITY[answer["verdict"]], errors, notes=reason_of(answer))
+
+
+def _pieces(answer: Mapping[str, Any], key: str) -> float:
+    """How many pieces a side is charged with; none where the server let another shape through."""
+    return float(len(answer[key])) if isinstance(answer.get(key), list) else 0.0
 
 
 def combined(straight: Reward, exchanged: Reward) -> Reward:
     """The preference of both orders: the mean probability that `summary` is better, 0.5 where they disagree.
 
     A winner in one order and none in the other is a disagreement too. The breakdown has both answers, each as the
-    probability that `summary` is better.
+    probability that `summary` is better, and how many unsupported pieces either summary was charged with, of both
+    orders the mean.
     """
     orders = straight.value, round(1.0 - exchanged.value, 6)
     flipped = _side(orders[0]) != _side(orders[1])
     value = ABSTAINED if flipped else round(sum(orders) / 2, 6)
     breakdown = {"shown_first": orders[0], "shown_second": orders[1], FLIPPED: float(flipped)}
+    for side, exchanged_side in ((OWN_ERRORS, OTHERS_ERRORS), (OTHERS_ERRORS, OWN_ERRORS)):
+        breakdown[side] = (straight.breakdown[side] + exchanged.breakdown[exchanged_side]) / 2
     return Reward(value, breakdown, notes=f"{straight.notes} | exchanged: {exchanged.notes}")
 
 

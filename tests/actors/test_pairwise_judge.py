@@ -96,7 +96,8 @@ def test_both_orders_are_asked_and_agree(judge_of: JudgeOf) -> None:
     assert isinstance(better, Reward)
     assert isinstance(worse, Reward)
     assert (better.value, worse.value) == (0.95, 0.05)
-    assert better.breakdown == {"shown_first": 0.95, "shown_second": 0.95, "flipped": 0.0}
+    errors = {"unsupported": 0.0, "unsupported_other": 0.0}
+    assert better.breakdown == {"shown_first": 0.95, "shown_second": 0.95, "flipped": 0.0, **errors}
     assert sorted(transport.shown) == sorted([(GOOD, BAD), (BAD, GOOD)] * 2)
     assert (judge.name, judge.version) == ("pairwise", f"big/{PAIRWISE_VERSION}")
 

@@ -223,6 +223,19 @@ def test_the_second_judge_comes_for_the_evaluation_only(prompts: list[Prompt], m
     assert found["rows"]["second_judge"] == [0.25] * 4
 
 
+def test_beside_a_judge_that_compares_the_second_one_is_the_only_one(
+    prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = FakeJudge(lambda task: Reward(0.25), "other/2")
+    monkeypatch.setattr(evaluate, "JudgePool", lambda config, path: second)
+    chosen = config('eval.second_judge={ kind = "lexical" }')
+    chosen = chosen.model_copy(update={"judge": chosen.judge.model_copy(update={"kind": "pairwise"})})
+    found = Scorer(chosen, FakeJudge(even), prompts).score("after", ["anna"] * 4, quiet)
+    assert found["judges"] == {"judge": "other/2"}
+    assert found["rows"]["judge"] == [0.25] * 4
+    assert found["rows"]["second_judge"] == [None] * 4
+
+
 def test_a_second_judge_that_breaks_is_ended_too(prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch) -> None:
     def breaks(task: JudgeTask) -> Judgement:
         raise RunError("an actor died")

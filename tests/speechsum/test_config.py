@@ -219,6 +219,20 @@ def test_a_checkpoints_own_code_cannot_be_asked_for(recipe: Path, section: str) 
     assert "unknown key" in refusal(recipe, f"{section}.trust_remote_code=true")
 
 
+@pytest.mark.parametrize(
+    ("override", "why"),
+    [
+        ('name="../../elsewhere"', "'name'"),
+        ('name=""', "'name'"),
+        ('stage.grpo.name="a.b"', "name"),
+        ("stage.grpo.optimizer.betas=[0.9, 1.0]", "betas"),
+        ("model.lora.targets=[]", "targets"),
+    ],
+)
+def test_values_that_cannot_be_are_refused_before_anything_loads(recipe: Path, override: str, why: str) -> None:
+    assert why in refusal(recipe, override)
+
+
 PAIRWISE = ("judge.kind=pairwise", 'judge.endpoint={ url = "http://judge/v1", model = "big" }')
 
 
@@ -227,6 +241,8 @@ def test_a_pairwise_judge_serves_only_what_compares(recipe: Path) -> None:
     assert load_recipe(recipe, [*PAIRWISE, *to_dpo]).judge.kind == "pairwise"
     assert "set judge.kind to 'rubric', or the stage's loss.kind to 'dpo'" in refusal(recipe, *PAIRWISE, "eval.clips=0")
     assert "set eval.clips = 0" in refusal(recipe, *PAIRWISE, *to_dpo[:1])
+    lexical = "eval.second_judge={ kind = 'lexical' }"
+    assert load_recipe(recipe, [*PAIRWISE, *to_dpo[:1], lexical]).eval.clips > 0
     assert "needs judge.endpoint.url" in refusal(recipe, *PAIRWISE[:1], *to_dpo)
     second = "eval.second_judge={ kind = 'pairwise', endpoint = { url = 'http://judge/v1', model = 'big' } }"
     assert "eval.second_judge.kind = 'pairwise'" in refusal(recipe, second)

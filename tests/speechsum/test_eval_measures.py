@@ -101,6 +101,8 @@ def test_all_measures_of_three_items() -> None:
         "fact_f1": [pytest.approx(0.8), 1.0, None],
         "wrong_audio_recall": [0.5, 1.0, None],
         "no_audio_recall": [0.0, 0.0, None],
+        "wrong_audio_f1": [pytest.approx(2 / 3), 1.0, None],  # noon is one of two facts, and true
+        "no_audio_f1": [0.0, 0.0, None],
         "rougeL": [pytest.approx(2 / 3), None, None],  # 3 words in common, of 6 and of 3: F1 of 1/2 and 1
         "wrong_audio_rougeL": [0.0, None, None],
         "no_audio_rougeL": [0.0, None, None],

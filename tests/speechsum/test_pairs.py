@@ -80,6 +80,19 @@ def test_the_less_faithful_is_never_preferred(name: str):
     assert choose_pairs(scored, [5] * 3, FREE) == [(0, 2)]
 
 
+def test_the_one_with_more_errors_is_never_preferred():
+    def compared(value: float, own: float, other: float) -> Preference:
+        return Preference(0, 1, Reward(value, {"unsupported": own, "unsupported_other": other}))
+
+    for preference, pairs in [
+        (compared(0.75, 1.0, 0.5), []), (compared(0.75, 1.0, 1.0), [(0, 1)]), (compared(0.25, 1.0, 0.5), [(1, 0)]),
+        (compared(0.25, 0.0, 0.5), []),
+    ]:  # fmt: skip
+        found = choose_pairs(rewards(0.5, 0.5), [5] * 2, rules(faithful_first=True), [preference])
+        assert found == pairs
+        assert len(choose_pairs(rewards(0.5, 0.5), [5] * 2, FREE, [preference])) == 1
+
+
 def test_a_mark_that_is_less_sure_is_no_less_faithful():
     scored = [Reward(0.9, {"faithful": 0.97}), Reward(0.2, {"faithful": 1.0})]
     assert choose_pairs(scored, [5] * 2, rules(faithful_first=True)) == [(0, 1)]

@@ -9,6 +9,8 @@ import pytest
 
 from speechsum.pairwise import (
     FLIPPED,
+    OTHERS_ERRORS,
+    OWN_ERRORS,
     PROBABILITY,
     combined,
     pairwise_messages,
@@ -92,6 +94,20 @@ def test_only_what_both_orders_say_counts(straight: str, exchanged: str, value: 
     assert (reward.value, reward.breakdown[FLIPPED]) == (value, flipped)
     assert reward.breakdown["shown_first"] == PROBABILITY[straight]
     assert reward.breakdown["shown_second"] == pytest.approx(1 - PROBABILITY[exchanged])
+
+
+def test_errors_are_charged_to_the_summary_and_not_to_its_place() -> None:
+    straight = answered("A>B")  # "b", the other one, has one error
+    exchanged = parse_verdict(json.dumps(ANSWER | {"unsupported_a": ["Tom", "Porto"], "unsupported_b": ["Lisbon"]}))
+    assert isinstance(exchanged, Reward)
+    found = combined(straight, exchanged).breakdown
+    assert (found[OWN_ERRORS], found[OTHERS_ERRORS]) == (0.5, 1.5)
+
+
+def test_errors_in_another_shape_are_none() -> None:
+    reward = parse_verdict(json.dumps(ANSWER | {"unsupported_b": "Tom"}))
+    assert isinstance(reward, Reward)
+    assert reward.breakdown == {OWN_ERRORS: 0.0, OTHERS_ERRORS: 0.0}
 
 
 def test_asking_for_the_other_one_gives_the_complement() -> None:
