@@ -28,6 +28,9 @@ from speechsum.types import Prompt, read_only
 
 Say = Callable[[str], None]
 STARTER_ADAPTERS = ("aligned", "early", "terse", "teacher")
+EVAL_NEEDS = ("transcript",)
+"""Texts without which a held-out row cannot be judged."""
+
 EVAL_SEED_OFFSET = 1_000_003  # evaluation speech never shares a seed with training speech
 
 
@@ -286,7 +289,7 @@ def eval_prompts(config: RunConfig, checkpoint: Path, say: Say) -> list[Prompt]:
     """The held-out manifest; for the starter other sentence patterns and other voices."""
     clips, seed = config.data.speech.eval_clips, config.seed + EVAL_SEED_OFFSET
     source = _speech(config, clips, seed, True, say) if config.data.eval == STARTER else config.data.eval
-    return _read(config, source, checkpoint, say, ("transcript",))
+    return _read(config, source, checkpoint, say, EVAL_NEEDS)
 
 
 def trained_kinds(config: RunConfig) -> frozenset[str]:

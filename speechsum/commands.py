@@ -93,7 +93,7 @@ def data_check(options: argparse.Namespace) -> int:
     root = options.root or (recipe.data.root if recipe else None)
     model = recipe.model if recipe else ModelConfig()
     limits = AudioLimits(max_s=options.max_audio_s or model.max_audio_s)
-    check = _prompt_check(recipe) if recipe else None
+    check = _prompt_check(recipe, options.manifest) if recipe else None
     try:
         prompts = read_manifest(options.manifest, root=root, limits=limits, check_prompt=check)
     except ManifestError as error:
@@ -107,12 +107,14 @@ def data_check(options: argparse.Namespace) -> int:
     return 0
 
 
-def _prompt_check(recipe: RunConfig) -> PromptCheck:
-    """What `train` would ask of each row of the recipe's training data."""
+def _prompt_check(recipe: RunConfig, manifest: Path) -> PromptCheck:
+    """What `train` would ask of each row: of held-out data, if the manifest is the recipe's, else of training data."""
     from cluster import assets
 
     checkpoint = assets.student_checkpoint(recipe.model.path, lambda text: print(text, file=sys.stderr))
-    return assets.prompt_check(recipe, checkpoint, assets.training_needs(recipe))
+    held_out = Path(recipe.data.eval).absolute() == manifest.absolute()
+    needs = assets.EVAL_NEEDS if held_out else assets.training_needs(recipe)
+    return assets.prompt_check(recipe, checkpoint, needs)
 
 
 def train(options: argparse.Namespace) -> int:

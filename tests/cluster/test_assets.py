@@ -17,6 +17,7 @@ from cluster.run_folder import RunFolder
 from cluster.screen import screen_for
 from cluster.summarize import summarize
 from cluster.train import make_plan
+from speechsum import cli
 from speechsum.config import RunConfig, parse
 from speechsum.errors import UserError
 from speechsum.families import FAMILIES
@@ -237,3 +238,20 @@ def test_stretched_positions_and_unknown_ones_are_left_to_the_engine(tmp_path: P
     assets.check_context(tmp_path, 10, "a test")
     with pytest.raises(UserError, match="a test wants 11 tokens"):
         assets.check_context(tmp_path, 11, "a test")
+
+
+def test_a_held_out_manifest_is_checked_for_what_evaluation_needs(
+    tiny_path: Path, tmp_path: Path, good: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out = manifest(tmp_path, "eval.jsonl", row(tmp_path, "a", reference=""))
+    model = f'path = "{tiny_path}", max_audio_s = 4, max_prompt_tokens = 140'
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f'name = "tiny"\nmodel = {{ {model} }}\ndata = {{ train = "{good}", eval = "{held_out}" }}\n'
+        '[[stage]]\nname = "sft"\nsteps = 1\nloss = { kind = "sft" }\n'
+    )
+    assert cli.main(["data", "check", held_out, "--recipe", str(recipe)]) == 0
+    other = tmp_path / "train.jsonl"
+    other.write_bytes(Path(held_out).read_bytes())
+    assert cli.main(["data", "check", str(other), "--recipe", str(recipe)]) == 2
+    assert "reference" in capsys.readouterr().err
