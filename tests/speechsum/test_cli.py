@@ -26,6 +26,8 @@ COMMANDS = [
     "data",
     "data synth",
     "data ask",
+    "data build",
+    "data build ami-qmsum",
     "data check",
     "data teach",
     "train",
