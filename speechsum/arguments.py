@@ -70,7 +70,11 @@ def _add_build(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     ami.add_argument("--ami", type=Path, required=True, metavar="DIR", help="headset mixes and manual annotations")
     ami.add_argument("--qmsum", type=Path, required=True, metavar="DIR", help="clone of github.com/Yale-LILY/QMSum")
     ami.set_defaults(command=commands.data_build_ami_qmsum)
-    for corpus in (ami,):
+    floras = corpora.add_parser("floras", help="FLORAS, summaries of recordings in many languages")
+    floras.add_argument("--floras", type=Path, required=True, metavar="DIR", help="copy of espnet/floras")
+    floras.add_argument("--languages", type=_names, default=(), metavar="A,B", help="as FLORAS has them (default: all)")
+    floras.set_defaults(command=commands.data_build_floras)
+    for corpus in (ami, floras):
         corpus.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for audio and manifests")
         corpus.add_argument(
             "--max-audio-s", type=_positive_float, default=300.0, metavar="S",

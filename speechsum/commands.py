@@ -91,6 +91,13 @@ def data_build_ami_qmsum(options: argparse.Namespace) -> int:
     return _built(options, lambda say: build(options.ami, options.qmsum, options.out, options.max_audio_s, say))
 
 
+def data_build_floras(options: argparse.Namespace) -> int:
+    """`speechsum data build floras`."""
+    from speechsum.corpora.floras import build
+
+    return _built(options, lambda say: build(options.floras, options.out, options.max_audio_s, options.languages, say))
+
+
 def _built(options: argparse.Namespace, build: Callable[[Say], list[Split]]) -> int:
     try:
         splits = build(lambda text: print(text, file=sys.stderr, flush=True))

@@ -28,6 +28,7 @@ COMMANDS = [
     "data ask",
     "data build",
     "data build ami-qmsum",
+    "data build floras",
     "data check",
     "data teach",
     "train",
