@@ -37,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_data(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    data = subparsers.add_parser("data", help="make starter speech, check a manifest, or write one anew")
+    data = subparsers.add_parser("data", help="make starter speech, or check, build and rewrite manifests")
     kinds = data.add_subparsers(metavar="COMMAND", required=True)
     synth = kinds.add_parser("synth", help="write a set of synthetic talks with requests and references")
     synth.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for audio and manifest")
@@ -60,6 +60,26 @@ def _add_data(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
     _add_override(teach)
     teach.set_defaults(command=commands.data_teach)
     _add_ask(kinds)
+    _add_build(kinds)
+
+
+def _add_build(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    build = kinds.add_parser("build", help="write manifests of a published corpus, from a local copy of it")
+    corpora = build.add_subparsers(metavar="CORPUS", required=True)
+    ami = corpora.add_parser("ami-qmsum", help="QMSum's queries about stretches of AMI's meetings")
+    ami.add_argument("--ami", type=Path, required=True, metavar="DIR", help="headset mixes and manual annotations")
+    ami.add_argument("--qmsum", type=Path, required=True, metavar="DIR", help="clone of github.com/Yale-LILY/QMSum")
+    ami.set_defaults(command=commands.data_build_ami_qmsum)
+    floras = corpora.add_parser("floras", help="FLORAS, summaries of recordings in many languages")
+    floras.add_argument("--floras", type=Path, required=True, metavar="DIR", help="copy of espnet/floras")
+    floras.add_argument("--languages", type=_names, default=(), metavar="A,B", help="as FLORAS has them (default: all)")
+    floras.set_defaults(command=commands.data_build_floras)
+    for corpus in (ami, floras):
+        corpus.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for audio and manifests")
+        corpus.add_argument(
+            "--max-audio-s", type=_positive_float, default=300.0, metavar="S",
+            help="longest recording; longer ones are left out, not cut (default: %(default)g)",
+        )  # fmt: skip
 
 
 def _add_ask(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

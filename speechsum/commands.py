@@ -8,7 +8,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from speechsum.errors import INTERRUPTED, STOPPED, UserError
 if TYPE_CHECKING:
     from cluster.job_client import JobClient
     from speechsum.config import RunConfig
+    from speechsum.corpora.output import Say, Split
     from speechsum.data import PromptCheck
 
 
@@ -79,6 +80,30 @@ def data_ask(options: argparse.Namespace) -> int:
     chosen = AskOptions(options.per_clip, options.least, options.seed, tuple(options.languages), options.root)
     tally = ask(options.data, options.out, endpoint, cache, chosen, lambda text: print(text, file=sys.stderr))
     print("\n".join(tally.lines()), file=sys.stderr)
+    print(options.out)
+    return 0
+
+
+def data_build_ami_qmsum(options: argparse.Namespace) -> int:
+    """`speechsum data build ami-qmsum`."""
+    from speechsum.corpora.ami_qmsum import build
+
+    return _built(options, lambda say: build(options.ami, options.qmsum, options.out, options.max_audio_s, say))
+
+
+def data_build_floras(options: argparse.Namespace) -> int:
+    """`speechsum data build floras`."""
+    from speechsum.corpora.floras import build
+
+    return _built(options, lambda say: build(options.floras, options.out, options.max_audio_s, options.languages, say))
+
+
+def _built(options: argparse.Namespace, build: Callable[[Say], list[Split]]) -> int:
+    try:
+        splits = build(lambda text: print(text, file=sys.stderr, flush=True))
+    except OSError as error:
+        raise UserError(f"{error.filename or options.out}: {error.strerror}; mend that, and start again") from error
+    print("\n".join(split.line() for split in splits), file=sys.stderr)
     print(options.out)
     return 0
 
