@@ -207,9 +207,11 @@ def _one_group(
     clip = scratch / "clip.wav"
     soundfile.write(clip, spoken[: PROMPT_ONCE_AUDIO_S * SAMPLE_RATE], SAMPLE_RATE)
     ids = read_only(builder.request_ids(prompts[0].instruction), "int32")
-    rng = np.random.default_rng(0)
+    rng, vocabulary = np.random.default_rng(0), min(10_000, len(builder.tokenizer))
     completions = tuple(
-        Completion(read_only(rng.integers(100, 10_000, PROMPT_ONCE_TOKENS), "int32"), read_only([], "float32"), 0.0, 0)
+        Completion(
+            read_only(rng.integers(100, vocabulary, PROMPT_ONCE_TOKENS), "int32"), read_only([], "float32"), 0.0, 0
+        )
         for _ in range(PROMPT_ONCE_GROUP)
     )
     audio = AudioRef(str(clip))

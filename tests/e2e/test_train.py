@@ -16,6 +16,7 @@ import pytest
 from cluster import bench
 from cluster.train import run
 from learner.checkpoint import load_state
+from speechsum import cli
 from speechsum.config import EngineConfig, parse
 from speechsum.families import FAMILIES
 from speechsum.ledger import read_ledger
@@ -187,3 +188,38 @@ def test_a_benchmark_adds_its_figures_to_the_run(
     shown = capsys.readouterr().out
     assert "measuring sync: pushing weights" in shown
     assert "full_push_s" in shown
+
+
+def test_a_rollout_actor_is_held_against_bare_vllm(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder = tmp_path / "tiny"
+    shutil.copytree(finished[0], folder)
+    figures = bench.run(folder, "rollout")["rollout"]
+    assert figures["ratio"] == figures["rollout_tokens_per_s"] / figures["vllm_tokens_per_s"] > 0
+    assert json.loads((folder / "summary.json").read_text())["rollout_vs_vllm"] == figures["ratio"]
+
+
+def test_a_prompt_run_once_gives_the_same_step_as_one_repeated(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "tiny"
+    shutil.copytree(finished[0], folder)
+    tree = json.loads((folder / "config.json").read_text())
+    tree["model"]["max_audio_s"] = 8  # one recording made of all
+    (folder / "config.json").write_text(json.dumps(tree))
+    figures = bench.run(folder, "prompt_once")["prompt_once"]
+    assert figures["loss_repeated"] == pytest.approx(figures["loss_once"], rel=1e-4)
+    assert figures["grad_norm_repeated"] == pytest.approx(figures["grad_norm_once"], rel=1e-3)
+    assert figures["once_s"] > 0
+    assert figures["ideal"] > 1
+
+
+def test_an_exported_model_summarises_recordings(
+    finished: tuple[Path, dict[str, Any]], manifest: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    clips = [str(manifest.parent / f"{i}.wav") for i in (0, 7)]
+    assert (
+        cli.main(["summarize", *clips, "--checkpoint", str(finished[0] / "model"), "--json", "--max-tokens", "8"]) == 0
+    )
+    rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]  # and nothing else on standard output
+    assert [row["audio"] for row in rows] == clips
+    assert all(isinstance(row["summary"], str) for row in rows)
