@@ -81,6 +81,26 @@ def test_sampled_tokens_have_the_teacher_for_a_judge():
     assert found.loss.item() == pytest.approx(by_hand(teacher_less_rollout()))
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("loss", [GrpoLoss(distill=0.3), OpdLoss(divergence="sampled_token")])
+def test_a_token_without_a_rollout_logprob_has_no_teacher_either(loss, bad):
+    """It is masked, and the rest of the batch learns as if it had weight 0."""
+    objective, logprobs = Objective(loss, max_tokens=8), scores().logprobs.requires_grad_()
+    first, second = completions()
+    spoilt = replace(first, logprobs=read_only([*first.logprobs[:2], bad], "float32"))
+    weights = torch.full((5,), 0.2)
+    output = objective(replace(scores(), logprobs=logprobs), weights, [spoilt, second], COUNTS, FRESH)
+    (gradient,) = torch.autograd.grad(output.loss, logprobs)
+    weights[2] = 0.0
+    wanted = objective(replace(scores(), logprobs=logprobs), weights, [first, second], COUNTS, FRESH)
+    (wanted_gradient,) = torch.autograd.grad(wanted.loss, logprobs)
+    assert output.loss.item() == pytest.approx(wanted.loss.item())
+    assert gradient.tolist() == pytest.approx(wanted_gradient.tolist())
+    ahead = teacher_less_rollout()
+    assert output.sums["teacher_advantage"].item() == pytest.approx(float(ahead.sum() - ahead[2]))
+    assert output.sums["masked_tokens"].item() == 1
+
+
 def test_a_reference_holds_grpo_back():
     penalty = k3_penalty(scores().logprobs, scores().reference, torch.full((5,), 0.2))
     found, sums = value(GrpoLoss(reference_kl=0.5))
