@@ -111,6 +111,7 @@ class Objective:
         taught = {}
         if share:
             ahead = torch.from_numpy(np.concatenate([_taught(c).sampled for c in completions])) - rollout
+            ahead = torch.where(torch.isfinite(rollout), ahead, 0.0)  # the loss masks it, but 0 NaN is NaN
             advantages = advantages + share * ahead
             taught = {"teacher_advantage": ahead.sum()}
         output = grpo_loss(

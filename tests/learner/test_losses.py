@@ -1,4 +1,7 @@
-"""Losses against numbers worked out by hand, and against a slow reference that shares no code with them."""
+"""Losses against numbers worked out by hand, and against the slow references of `slow_losses`.
+
+Distillation is in `test_distillation`, and what a stage makes of its settings in `test_objective`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from learner.losses import distillation_loss, dpo_loss, grpo_loss, k3_penalty, sft_loss, token_weights
+from learner.losses import dpo_loss, grpo_loss, k3_penalty, sft_loss, token_weights
+from tests.learner.slow_losses import at_a_corner, slopes, slow_k3, slow_ratios, slow_sft, slow_token, slow_weights
 
 LOG2 = math.log(2.0)
 OPTIONS = {"ratio": "token", "objective": "clip", "clip_low": 0.2, "clip_high": 0.28, "is_cap": 2.0}
@@ -54,6 +58,16 @@ def test_parts_of_a_batch_add_up_to_the_whole(lengths, cut):
         assert float(whole.sum()) == pytest.approx(1.0, rel=1e-5)
 
 
+@given(
+    st.lists(st.integers(1, 9), max_size=8), st.sampled_from(["token", "sequence", "max_tokens"]),
+    st.integers(0, 40), st.integers(0, 5), st.integers(9, 64),
+)  # fmt: skip
+def test_token_weights_equal_the_slow_reference(lengths, norm, tokens_elsewhere, sequences_elsewhere, longest):
+    batch = {"loss_tokens": sum(lengths) + tokens_elsewhere, "sequences": len(lengths) + sequences_elsewhere}
+    found = token_weights(lengths, norm=norm, max_tokens=longest, **batch)
+    assert found.tolist() == pytest.approx(slow_weights(lengths, norm, **batch, longest=longest))
+
+
 @pytest.mark.parametrize("norm", ["token", "sequence", "max_tokens"])
 def test_no_tokens_no_weights(norm):
     assert token_weights([], loss_tokens=0, sequences=0, norm=norm).shape == (0,)
@@ -68,6 +82,21 @@ def test_sft_by_hand():
     output.loss.backward()
     assert output.loss.item() == 1.0
     assert logprobs.grad.tolist() == [-0.5, -0.25, 0.0]  # descending raises the references' log-probs
+
+
+WEIGHT = st.just(0.0) | st.floats(0, 1)  # a masked token's is 0
+
+
+@given(st.lists(st.tuples(st.floats(-30, 0), WEIGHT), max_size=12))
+@settings(deadline=None)
+def test_sft_equals_the_slow_reference(tokens):
+    logprobs, weights = [logp for logp, _ in tokens], [weight for _, weight in tokens]
+    leaf = torch.tensor(logprobs, dtype=torch.float64, requires_grad=True)
+    output = sft_loss(leaf, torch.tensor(weights, dtype=torch.float64))
+    output.loss.backward()
+    assert output.loss.item() == pytest.approx(slow_sft(logprobs, weights), abs=1e-11)
+    np.testing.assert_allclose(leaf.grad.numpy(), slopes(lambda x: slow_sft(x, weights), logprobs), atol=1e-8)
+    assert all(leaf.grad[i] == 0 for i, weight in enumerate(weights) if weight == 0)
 
 
 # --- grpo ------------------------------------------------------------------------------------------------------------
@@ -242,32 +271,6 @@ def test_cispo_weighs_a_sequence_as_one():
 # --- grpo against a reference ----------------------------------------------------------------------------------------
 
 
-def slow_ratios(tokens, fresh, ratio):
-    """Importance ratio of each token of one sequence, in plain floats; 1 where none is known."""
-    logs = [0.0 if fresh or not math.isfinite(rollout) else logp - rollout for logp, rollout, _, _ in tokens]
-    if ratio == "token":
-        return [math.exp(log) for log in logs]
-    known = [log for log, token in zip(logs, tokens, strict=True) if math.isfinite(token[1])]
-    return [math.exp(math.fsum(known) / len(known)) if known else 1.0] * len(tokens)
-
-
-def slow_token(token, r, fresh, objective, low, high, cap):
-    """One token's loss and its derivative by logp, by cases."""
-    logp, rollout, advantage, weight = token
-    if not math.isfinite(rollout):
-        return 0.0, 0.0
-    correction = min(math.exp(logp - rollout), cap) if fresh and cap is not None else 1.0
-    slope = -weight * correction * advantage
-    if objective == "cispo":
-        held = 1 - low if r < 1 - low else 1 + high if r > 1 + high else r
-        return slope * held * logp, slope * held
-    if advantage > 0 and r > 1 + high:
-        return slope * (1 + high), 0.0
-    if advantage < 0 and r < 1 - low:
-        return slope * (1 - low), 0.0
-    return slope * r, slope * r
-
-
 TOKEN = st.tuples(
     st.floats(-8, -0.01),  # log-prob
     st.sampled_from([-1.5, -0.3, -0.1, 0.0, 0.02, 0.2, 1.1, math.inf, math.nan]),  # rollout's is this much lower
@@ -285,8 +288,7 @@ def test_equals_the_slow_reference(ratio, objective, sequences, low, high, cap):
     expected = []
     for tokens, fresh in sequences:
         for token, r in zip(tokens, slow_ratios(tokens, fresh, ratio), strict=True):
-            # at a corner of the clip there is no derivative to compare
-            assume(fresh or min(abs(r - 1 - high), abs(r - 1 + low)) > 1e-6)
+            assume(fresh or not at_a_corner(r, low, high))
             expected.append(slow_token(token, r, fresh, objective, low, high, cap))
     columns = zip(*(token for tokens, _ in sequences for token in tokens), strict=True)
     logprobs, rollout, advantages, weights = list(columns) or [()] * 4
@@ -326,89 +328,19 @@ def test_k3_by_hand():
     assert output.sums["reference_kl"].item() == output.loss.item()
 
 
-# --- distillation ----------------------------------------------------------------------------------------------------
-
-
-def logs(*probabilities):
-    return torch.tensor(probabilities, dtype=torch.float64).log()
-
-
-@pytest.mark.parametrize(
-    ("divergence", "loss"),
-    [
-        # teacher (1/2, 1/4 | 1/4), student (1/4, 1/4 | 1/2): what is after the bar is the rest
-        ("forward_kl", 0.5 * LOG2 - 0.25 * LOG2),
-        ("reverse_kl", -0.25 * LOG2 + 0.5 * LOG2),
-        # mixture (3/8, 1/4 | 3/8)
-        ("jsd", 0.5 * (0.5 * math.log(4 / 3) + 0.25 * math.log(2 / 3)) * 2),
-    ],
-)
-def test_divergences_by_hand(divergence, loss):
-    student = logs([0.25, 0.25, 0.5]).requires_grad_()
-    output = distillation_loss(student, logs([0.5, 0.25]), torch.ones(1, dtype=torch.float64), divergence=divergence)
-    assert output.loss.item() == pytest.approx(loss, abs=1e-12)
-    assert output.sums["teacher_divergence"].item() == pytest.approx(loss, abs=1e-12)
-    assert output.sums["teacher_top"].item() == pytest.approx(0.75)
-
-
-@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
-def test_descending_moves_the_student_to_the_teacher(divergence):
-    logits = torch.zeros(1, 4, dtype=torch.float64, requires_grad=True)
-    teacher = logs([0.6, 0.3])  # of the first two tokens
-    for _ in range(600):
-        everything = logits.log_softmax(-1)
-        rest = everything[:, 2:].logsumexp(-1, keepdim=True)
-        student = torch.cat([everything[:, :2], rest], -1)
-        loss = distillation_loss(student, teacher, torch.ones(1), divergence=divergence).loss
-        (gradient,) = torch.autograd.grad(loss, logits)
-        logits = (logits - gradient).detach().requires_grad_()
-    assert logits.softmax(-1)[0].tolist() == pytest.approx([0.6, 0.3, 0.05, 0.05], abs=1e-3)
-
-
-def distribution(draw, size):
-    raw = draw(st.lists(st.floats(-6, 6), min_size=size, max_size=size))
-    return torch.tensor(raw, dtype=torch.float64).log_softmax(-1)
-
-
-@given(st.data(), st.integers(2, 9), st.sampled_from(["forward_kl", "reverse_kl", "jsd"]), st.floats(0.05, 0.95))
-@settings(max_examples=150, deadline=None)
-def test_a_divergence_over_fewer_events_is_between_nothing_and_the_whole(data, vocabulary, divergence, beta):
-    teacher, student = (distribution(data.draw, vocabulary) for _ in range(2))
-    top = teacher.topk(data.draw(st.integers(1, vocabulary - 1))).indices
-
-    def over(events):
-        """The loss where `events` are named and all others are the rest; and by plain sums over probabilities."""
-        others = torch.tensor([i for i in range(vocabulary) if i not in events.tolist()])
-        rest = student[others].logsumexp(-1, keepdim=True)
-        named = torch.cat([student[events], rest])[None]
-        found = distillation_loss(named, teacher[events][None], torch.ones(1), divergence=divergence, beta=beta)
-        p = [*teacher[events].exp().tolist(), math.fsum(teacher[others].exp().tolist())]
-        q = [*student[events].exp().tolist(), math.fsum(student[others].exp().tolist())]
-        m = [beta * a + (1 - beta) * b for a, b in zip(p, q, strict=True)]
-        kl = lambda a, b: math.fsum(x * math.log(x / y) for x, y in zip(a, b, strict=True))  # noqa: E731
-        slow = {"forward_kl": kl(p, q), "reverse_kl": kl(q, p), "jsd": beta * kl(p, m) + (1 - beta) * kl(q, m)}
-        return found.loss.item(), slow[divergence]
-
-    coarse, slow = over(top)
-    assert coarse == pytest.approx(slow, abs=1e-5)
-    assert coarse >= -1e-6
-    assert coarse <= over(teacher.topk(vocabulary - 1).indices)[1] + 1e-5
-
-
-@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
-def test_the_gradient_of_a_divergence_is_its_finite_difference(divergence):
-    student = logs([0.2, 0.3, 0.5], [0.7, 0.2, 0.1]).requires_grad_()
-    teacher, weights = logs([0.5, 0.1], [0.3, 0.3]), torch.tensor([1.0, 0.25], dtype=torch.float64)
-    loss = lambda s: distillation_loss(s, teacher, weights, divergence=divergence, beta=0.3).loss  # noqa: E731
-    assert torch.autograd.gradcheck(loss, student)
-
-
-def test_a_teacher_that_names_everything_leaves_a_finite_rest():
-    student = logs([0.9, 0.05, 0.05]).requires_grad_()
-    output = distillation_loss(student, logs([0.75, 0.2500001]), torch.ones(1), divergence="forward_kl")
+@given(st.lists(st.tuples(st.floats(-8, -0.01), st.floats(-8, -0.01), WEIGHT), max_size=12))
+@settings(deadline=None)
+def test_k3_equals_the_slow_reference(tokens):
+    logprobs, reference, weights = ([token[i] for token in tokens] for i in range(3))
+    leaf = torch.tensor(logprobs, dtype=torch.float64, requires_grad=True)
+    output = k3_penalty(
+        leaf, torch.tensor(reference, dtype=torch.float64), torch.tensor(weights, dtype=torch.float64)
+    )  # fmt: skip
     output.loss.backward()
-    assert math.isfinite(output.loss.item())
-    assert torch.isfinite(student.grad).all()
+    expected = slopes(lambda x: slow_k3(x, reference, weights), logprobs)
+    assert output.loss.item() == pytest.approx(slow_k3(logprobs, reference, weights), rel=1e-11, abs=1e-12)
+    np.testing.assert_allclose(leaf.grad.numpy(), expected, rtol=1e-7, atol=1e-7)
+    assert output.sums["reference_kl"].item() == output.loss.item()
 
 
 # --- dpo -------------------------------------------------------------------------------------------------------------
