@@ -101,7 +101,7 @@ class Teacher:
         return None
 
     def _checked(self, answer: TeacherLogprobs) -> Lesson:
-        if not np.isfinite(answer.sampled).all():
+        if not (np.isfinite(answer.sampled).all() and np.isfinite(answer.top).all()):
             return TeacherFailure(FailureKind.NON_FINITE, "log-probabilities are not finite")
         if int(answer.top_ids.max()) >= self._vocabulary:
             return TeacherFailure(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import shlex
 import shutil
@@ -25,6 +26,8 @@ from speechsum.arguments import build_parser
 from speechsum.errors import INTERRUPTED, STOPPED, RunError, StopAsked, UserError
 
 INTERRUPT_GRACE_S = 30.0
+REFUSALS = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP}
+"""What makes a path a wrong one; a disk that fills up does not."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _given_path(error: OSError, options: argparse.Namespace) -> Path | None:
     """The path among the options that the system refused, such as a name that is too long or a folder of others'."""
+    if error.errno not in REFUSALS:
+        return None
     paths = [each for value in vars(options).values() for each in (value if isinstance(value, list) else [value])]
     refused = Path(os.fsdecode(error.filename or "")).absolute()
     return next((p for p in paths if isinstance(p, Path) and refused.is_relative_to(p.absolute())), None)

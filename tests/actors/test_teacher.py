@@ -31,10 +31,10 @@ PROMPTS = [
 class FakeTextEngine:
     """Answers each position with its own number, and remembers what it was asked."""
 
-    def __init__(self, max_model_len: int = 100, worst: float = -1.0, best: int = 7) -> None:
+    def __init__(self, max_model_len: int = 100, worst: float = -1.0, best: int = 7, top: float = -2.0) -> None:
         self.tokenizer = tiny_tokenizer()
         self.max_model_len, self.vocab_size = max_model_len, 1000
-        self.worst, self.best = worst, best
+        self.worst, self.best, self.top = worst, best, top
         self.asked: list[tuple[list[int], int]] = []
 
     def candidates(self, token_ids, first, k):
@@ -46,7 +46,7 @@ class FakeTextEngine:
         return TeacherLogprobs(
             read_only([self.worst] * length, "float32"),
             read_only(np.full((length, k), self.best), "int32"),
-            read_only(np.full((length, k), -2.0), "float32"),
+            read_only(np.full((length, k), self.top), "float32"),
         )
 
     def write(self, prompts, sampling):
@@ -99,6 +99,7 @@ def test_what_cannot_be_read_is_a_failure_of_its_own_and_not_of_its_batch():
     ("engine", "kind"),
     [
         (FakeTextEngine(worst=float("-inf")), FailureKind.NON_FINITE),
+        (FakeTextEngine(top=float("-inf")), FailureKind.NON_FINITE),
         (FakeTextEngine(best=400), FailureKind.OUT_OF_RANGE),
     ],
 )
