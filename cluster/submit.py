@@ -174,8 +174,8 @@ def _refuse_other_config(job: Job, known: Any) -> None:
 
 def _refuse_what_cannot_travel(config: RunConfig) -> None:
     """Data stays where it is, so a path that starts here leads nowhere on the cluster."""
-    if config.judge.asks_endpoint:
-        Endpoint(config.judge.endpoint)
+    for endpoint in config.endpoints:
+        Endpoint(endpoint)
     for key, value in assets.paths(config).items():
         if value != STARTER and not Path(value).is_absolute():
             raise UserError(

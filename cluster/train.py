@@ -90,8 +90,8 @@ def make_plan(config: RunConfig, folder: RunFolder, screen: Screen, resume: bool
     checkpoint = assets.student_checkpoint(config.model.path, screen.status)
     assets.check_context(checkpoint, config.rollout.engine.max_model_len, "rollout.engine.max_model_len")
     train, held_out = assets.all_prompts(config, checkpoint, screen.status)
-    if config.judge.asks_endpoint:
-        Endpoint(config.judge.endpoint)  # refuses an address that is none before anything loads
+    for endpoint in config.endpoints:
+        Endpoint(endpoint)  # refuses an address that is none before anything loads
     judge = assets.judge_checkpoint(config, screen.status) if samples_from_student(config) else None
     asks_teacher = any("teacher" in stage.kind.scorers for stage in config.stage)
     teacher = assets.teacher_checkpoint(config.teacher, checkpoint, screen.status) if asks_teacher else None

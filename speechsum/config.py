@@ -476,6 +476,12 @@ class RunConfig(Section):
     preflight: PreflightConfig = PreflightConfig()
     watch: WatchConfig = WatchConfig()
 
+    @property
+    def endpoints(self) -> tuple[EndpointConfig, ...]:
+        """Of the judges that ask one: of training, then of evaluation alone."""
+        judges = (self.judge, self.eval.second_judge)
+        return tuple(judge.endpoint for judge in judges if judge and judge.asks_endpoint)
+
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         names = [s.name for s in self.stage]

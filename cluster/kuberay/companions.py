@@ -71,7 +71,7 @@ def network_policy(config: RunConfig, profile: ClusterProfile) -> NetworkPolicy:
         Peer(namespace_selector=Selector(match_labels={NAMESPACE_NAME: name}))
         for name in (network.operator_namespace, network.monitoring_namespace)
     )
-    outside = sorted({*network.egress_ports, *_judge_port(config)})
+    outside = sorted({*network.egress_ports, *_judge_ports(config)})
     return NetworkPolicy(
         metadata=metadata(config, profile, "network"),
         spec=NetworkPolicySpec(
@@ -91,9 +91,7 @@ def network_policy(config: RunConfig, profile: ClusterProfile) -> NetworkPolicy:
     )
 
 
-def _judge_port(config: RunConfig) -> set[int]:
-    """Where the judge's endpoint listens; its name may resolve to anywhere, so the port is all that is known."""
-    if not config.judge.asks_endpoint:
-        return set()
-    address = urlsplit(config.judge.endpoint.url)
-    return {address.port or (80 if address.scheme == "http" else 443)}
+def _judge_ports(config: RunConfig) -> set[int]:
+    """Where the judges' endpoints listen; a name may resolve to anywhere, so the port is all that is known."""
+    addresses = [urlsplit(endpoint.url) for endpoint in config.endpoints]
+    return {address.port or (80 if address.scheme == "http" else 443) for address in addresses}

@@ -165,6 +165,13 @@ def test_the_judges_port_is_open(gke, rendered, url: str, port: int) -> None:
     assert [p["port"] for p in policy["egress"][-1]["ports"]] == sorted({6443, port})
 
 
+def test_so_is_that_of_the_judge_of_evaluations(gke, rendered) -> None:
+    second = "eval.second_judge={ kind = 'rubric', endpoint = { url = 'http://second:9/v1', model = 'big' } }"
+    config = load_recipe(ROOT / "recipes" / "qwen2.5-omni-3b.toml", [second])
+    policy = rendered(config, gke[1], network={"egress_ports": [6443]})["NetworkPolicy"]["spec"]
+    assert [p["port"] for p in policy["egress"][-1]["ports"]] == [9, 6443, 8000]
+
+
 def test_yaml_says_what_the_types_say_and_always_the_same(pair) -> None:
     first = [as_yaml(manifest) for manifest in manifests(*pair)]
     assert first == [as_yaml(manifest) for manifest in manifests(*pair)]
