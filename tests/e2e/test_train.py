@@ -204,7 +204,8 @@ def test_a_prompt_run_once_gives_the_same_step_as_one_repeated(
     folder = tmp_path / "tiny"
     shutil.copytree(finished[0], folder)
     tree = json.loads((folder / "config.json").read_text())
-    tree["model"]["max_audio_s"] = 8  # one recording made of all
+    tree["model"] |= {"max_audio_s": 8, "max_prompt_tokens": 240}  # for one recording made of all
+    tree["rollout"]["engine"]["max_model_len"] = 320
     (folder / "config.json").write_text(json.dumps(tree))
     figures = bench.run(folder, "prompt_once")["prompt_once"]
     assert figures["loss_repeated"] == pytest.approx(figures["loss_once"], rel=1e-4)
