@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -236,13 +237,24 @@ def test_a_run_that_cannot_go_on_ends_with_1(
     assert "the judge failed too often" in one_sentence(capsys)
 
 
+@pytest.mark.parametrize(
+    ("found", "started", "name"),
+    [
+        ("/usr/bin/speechsum", "/opt/.venv/bin/speechsum", "speechsum"),
+        (None, ".venv/bin/speechsum", ".venv/bin/speechsum"),
+        (None, "/opt/speechsum/__main__.py", f"{sys.executable} -m speechsum"),
+    ],
+)
 def test_ctrl_c_says_how_to_go_on(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    found: str | None, started: str, name: str, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(shutil, "which", lambda program: found)
+    monkeypatch.setattr(sys, "argv", [started])
     fake_train(monkeypatch, KeyboardInterrupt())
     run_dir = tmp_path / "my run"
     assert cli.main(["train", str(recipe), "--run-dir", str(run_dir), "-o", "seed=3"]) == 130
-    command = f"speechsum train {recipe} --run-dir '{run_dir}' -o seed=3 --resume"
+    command = f"{name} train {recipe} --run-dir '{run_dir}' -o seed=3 --resume"
     assert f"no checkpoint was saved yet; start again with: {command}" in capsys.readouterr().err
     (run_dir / "checkpoints/step_000001").mkdir()
     options = ["train", str(recipe), "--run-dir", str(run_dir), "-o", "seed=3", "--resume"]
@@ -255,7 +267,7 @@ def test_a_stop_that_was_asked_for_has_a_code_of_its_own(
 ) -> None:
     fake_train(monkeypatch, StopAsked())
     assert cli.main(["train", str(recipe), "--run-dir", str(tmp_path / "run")]) == STOPPED == 75
-    assert f"speechsum train {recipe} --run-dir {tmp_path / 'run'} --resume" in capsys.readouterr().err
+    assert f" train {recipe} --run-dir {tmp_path / 'run'} --resume" in capsys.readouterr().err
 
 
 def test_a_dry_run_shows_the_job_and_asks_nobody(
