@@ -49,6 +49,7 @@ UNSUPPORTED_FAMILIES = {
 S = TypeVar("S", bound=Section)
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class LoraConfig(Section):
@@ -56,15 +57,7 @@ class LoraConfig(Section):
 
     rank: Positive = 16
     alpha: Positive = 32
-    targets: Annotated[tuple[str, ...], Field(min_length=1)] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    )
+    targets: Names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class ModelConfig(Section):

@@ -109,11 +109,10 @@ def measure(
     }
     for name in (WRONG_AUDIO, NO_AUDIO):
         answers: Sequence[str | None] = (controls or {}).get(name) or unknown
-        told = [_recall(p, s) for p, s in zip(prompts, answers, strict=True)]
-        true = [None if s is None else _precision(p, s, vocabulary) for p, s in zip(prompts, answers, strict=True)]
-        rows[f"{name}_recall"] = told
-        rows[f"{name}_f1"] = [f1(r, p) for r, p in zip(told, true, strict=True)]
-        rows[f"{name}_rougeL"] = [_rouge(p, s) for p, s in zip(prompts, answers, strict=True)]
+        answered = list(zip(prompts, answers, strict=True))
+        rows[f"{name}_recall"] = [_recall(p, s) for p, s in answered]
+        rows[f"{name}_f1"] = [f1(_recall(p, s), _precision(p, s, vocabulary)) for p, s in answered]
+        rows[f"{name}_rougeL"] = [_rouge(p, s) for p, s in answered]
     assert rows.keys() == {m.key for m in MEASURES}
     return {m.key: rows[m.key] for m in MEASURES}
 
@@ -165,9 +164,9 @@ def _recall(prompt: Prompt, summary: str | None) -> float | None:
     return fact_recall(summary, prompt.facts) if prompt.facts and summary is not None else None
 
 
-def _precision(prompt: Prompt, summary: str, vocabulary: Sequence[str]) -> float | None:
+def _precision(prompt: Prompt, summary: str | None, vocabulary: Sequence[str]) -> float | None:
     facts = prompt.clip_facts or prompt.facts
-    return fact_precision(summary, facts, vocabulary) if facts else None
+    return fact_precision(summary, facts, vocabulary) if facts and summary is not None else None
 
 
 def _word_errors(prompt: Prompt, heard: str | None) -> float | None:
