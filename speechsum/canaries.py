@@ -14,6 +14,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from speechsum.asking import asks_for_keywords
 from speechsum.corruption import (
     NAME_INSIDE,
     negated,
@@ -26,7 +27,6 @@ from speechsum.corruption import (
     traits_of,
     truncated,
 )
-from speechsum.rewards import asks_for_keywords
 from speechsum.textscores import words
 from speechsum.types import Prompt
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from typing import Any
 
-from speechsum.rewards import asks_for_keywords
+from speechsum.asking import asks_for_keywords
 from speechsum.wording import folded, words
 
 MAX_ITEM_WORDS = 5
@@ -98,10 +98,11 @@ def bullet_share(text: str) -> tuple[float, int]:
     return (marked / len(lines) if lines else 0.0), marked
 
 
-def without_mark(line: str) -> str:
-    """A line of a list without its bullet or number."""
-    found = _BULLET.match(line)
-    return line[found.end() - 1 :] if found else line
+def prose(answer: str) -> str:
+    """What is said in whatever form: the values of JSON without its keys, a list without its marks."""
+    value = parsed_json(answer)
+    lines = answer.splitlines() if value is None else _texts(value)
+    return "\n".join(_without_mark(line) for line in lines)
 
 
 def keyword_share(text: str) -> tuple[float, int]:
@@ -115,6 +116,22 @@ def keyword_share(text: str) -> tuple[float, int]:
 def sentence_count(text: str) -> int:
     """Sentences, a line with words in it holding at least one; "Dr. Lee" and "J. Lee" end none."""
     return sum(1 + _inner_ends(line.strip()) for line in text.splitlines() if words(line))
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Without recursion: an answer may nest as deep as it likes."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict | list):
+            waiting += reversed([*value.values()] if isinstance(value, dict) else value)
+
+
+def _without_mark(line: str) -> str:
+    found = _BULLET.match(line)
+    return line[found.end() - 1 :] if found else line
 
 
 def _inner_ends(line: str) -> int:

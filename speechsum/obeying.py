@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from speechsum.asking import Bounds, asked_count, asked_keywords, asked_words
 from speechsum.forms import (
     Form,
     asked_form,
@@ -19,18 +20,16 @@ from speechsum.forms import (
     keyword_share,
     named_forms,
     parsed_json,
+    prose,
     sentence_count,
-    without_mark,
 )
 from speechsum.languages import asked_language, has_language
-from speechsum.rewards import Bounds, asked_count, asked_words, asks_for_keywords
 from speechsum.wording import folded, words
 
 Rule = Callable[[str, str], float | None]
 
 _SENTENCES = r"(?:\w+\s+)?sentences?"
 _BULLETS = r"(?:\w+\s+)?(?:bullets?(?:[\s-]points?)?|points)"
-_KEYWORDS = r"(?:\w+\s+)?(?:key[\s-]?(?:words?|terms?|phrases?)|tags)"
 _KEYS = re.compile(r"\b(?:keys|fields|(?:key|field)(?=\s*[:\"'\u201c\u2018`]))[\s:,]*(.*)", re.DOTALL)
 _QUOTED_KEY = re.compile(r"[\"'\u201c\u2018`]([\w -]{1,40})[\"'\u201d\u2019`]")
 _BARE_KEY = r"(?!and\b)[a-z_]\w*(?: (?!and\b|please\b)[a-z_]\w*(?=\s*(?:,|and\b|[.;)]|\Z)))?"  # "owner", "due date"
@@ -56,7 +55,7 @@ def request_kind(instruction: str) -> str:
     For breakdowns of data that does not name its kinds of request.
     """
     asked = {
-        "words": asked_words(instruction) is not None and not asks_for_keywords(instruction),
+        "words": asked_words(instruction) is not None,
         "sentences": _asked_sentences(instruction) is not None,
         "bullets": asked_form(instruction) is Form.BULLETS,
         "keywords": asked_form(instruction) is Form.KEYWORDS,
@@ -87,9 +86,7 @@ def within(count: int, bounds: Bounds) -> float:
 
 def _words(answer: str, instruction: str) -> float | None:
     asked = asked_words(instruction)
-    if asked is None or asks_for_keywords(instruction):
-        return None
-    return within(len(words(answer)), asked) if words(answer) else 0.0
+    return None if asked is None else within(len(words(answer)), asked) if words(answer) else 0.0
 
 
 def _sentences(answer: str, instruction: str) -> float | None:
@@ -113,7 +110,7 @@ def _bullets(answer: str, instruction: str) -> float | None:
 def _keywords(answer: str, instruction: str) -> float | None:
     if asked_form(instruction) is not Form.KEYWORDS:
         return None
-    return _counted_form(*keyword_share(answer), asked_count(instruction, _KEYWORDS), least=2)
+    return _counted_form(*keyword_share(answer), asked_keywords(instruction), least=2)
 
 
 def _counted_form(share: float, entries: int, asked: Bounds | None, least: int) -> float:
@@ -142,22 +139,11 @@ def _language(answer: str, instruction: str) -> float | None:
     language = asked_language(instruction)
     if language is None:
         return None
-    value = parsed_json(answer)
-    lines = answer.splitlines() if value is None else list(_texts(value))
-    text = "\n".join(without_mark(line) for line in lines)
+    text = prose(answer)
     if not words(text):
         return 0.0
     found = has_language(text, language)
     return None if found is None else float(found)
-
-
-def _texts(value: object) -> Iterator[str]:
-    """All strings in a JSON value but the keys."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _texts(each)
 
 
 RULES: Mapping[str, Rule] = MappingProxyType(

@@ -13,13 +13,11 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable
 
+from speechsum.asking import asked_keywords, asked_words, asks_for_keywords
+from speechsum.forms import prose
 from speechsum.languages import COMMON, asked_language, has_language, latin_language
-from speechsum.numerals import with_digits
 from speechsum.types import JudgeTask, Reward
 from speechsum.wording import content_words, folded, has_letter, words
-
-Bounds = tuple[float, float]
-"""The (least, most) of something that is asked for; `math.inf` where there is no most."""
 
 MIN_WORDS = 5
 MIN_KEYWORDS = 3
@@ -29,15 +27,6 @@ MIN_SCRIPT_SHARE = 0.5
 SURE_HITS = 3  # common words of a language before its being the wrong one costs the reward
 
 _ITEM_BREAK = re.compile(r"[,;\n|\u2022\u00b7\u3001]+")
-_KEYWORD = r"(?:key[\s-]?(?:words?|terms?|phrases?)|tags)"
-_KEYWORDS = re.compile(rf"\b{_KEYWORD}\b")
-_NUMBER = r"(\d{1,6})"
-_LIMIT = (
-    r"(?:at (?:the )?most|under|below|up to|within|limit(?:ed)? (?:it |this |that |yourself )?to|not exceed(?:ing)?"
-    r"|(?:no|not) (?:more|longer) than|fewer than|less than|max(?:imum)?(?: of)?)"
-)
-_LEAST = r"(?:at (?:the )?least|(?:no|not) (?:fewer|less) than|more than|min(?:imum)?(?: of)?)"
-_JSON_KEY = re.compile(r"\"[^\"]*\"\s*:")
 _LANGUAGE = re.compile(
     rf"\b(?:{'|'.join(COMMON)}|"
     r"arabic|armenian|bengali|bulgarian|burmese|cantonese|chinese|farsi|georgian|greek|gujarati|hebrew|hindi"
@@ -74,11 +63,6 @@ def apply_gates(task: JudgeTask) -> Reward | None:
     return None
 
 
-def asks_for_keywords(instruction: str) -> bool:
-    """A list of key words is an answer in its own right and is not held to whole sentences."""
-    return bool(_KEYWORDS.search(folded(instruction)))
-
-
 def loop_share(text: str) -> float:
     """Share of 4-grams that are repeats: 1 - distinct / total. 0 for fewer than four words."""
     grams = _ngrams(words(text), 4)
@@ -107,7 +91,7 @@ def _under_three_items(task: JudgeTask) -> bool:
     """Three different key words, or the one or two that were asked for."""
     if not asks_for_keywords(task.instruction):
         return False
-    least, _ = asked_count(task.instruction, rf"(?:[a-z]+\s+)?{_KEYWORD}") or (MIN_KEYWORDS, math.inf)
+    least, _ = asked_keywords(task.instruction) or (MIN_KEYWORDS, math.inf)
     return len(_items(task.summary)) < min(MIN_KEYWORDS, max(1, least))
 
 
@@ -121,7 +105,7 @@ def _prompt_echo(task: JudgeTask) -> bool:
 
 def _wrong_language(task: JudgeTask) -> bool:
     """Surely not the language asked for; or, unasked, another script or language than request and transcript have."""
-    summary = _JSON_KEY.sub(" ", task.summary)
+    summary = prose(task.summary)
     if asked := asked_language(task.instruction):
         return has_language(summary, asked, SURE_HITS) is False
     request = folded(task.instruction)
@@ -150,59 +134,6 @@ GATES: tuple[tuple[str, Callable[[JudgeTask], bool]], ...] = (
 )
 
 
-def asked_words(instruction: str) -> Bounds | None:
-    """The (least, most) words a request asks for, or None. A limit has no least; a target allows 20 % either way.
-
-    "the two words they argue about" is no target: it speaks of words that were said.
-    """
-    request = _request(instruction)
-    if bounds := _bounds(request, "words?"):
-        return bounds
-    if match := re.search(rf"(?<!\bthe )(?<!\bthese )(?<!\bthose )\b{_NUMBER}[\s-]words?\b", request):
-        target = int(match[1])
-        return math.floor(0.8 * target), math.ceil(1.2 * target)
-    return None
-
-
-def asked_count(instruction: str, noun: str) -> Bounds | None:
-    """The (least, most) of something a request asks for, or None where it names no number. `noun` is a pattern.
-
-    "three to five bullets", "at most 3 bullets", "two bullets or more", "three bullets". A limit has no least.
-    """
-    request = _request(instruction)
-    if bounds := _bounds(request, noun):
-        return bounds
-    if match := re.search(rf"\b{_NUMBER}[\s-]{noun}\b", request):
-        return int(match[1]), int(match[1])
-    return None
-
-
-def _request(instruction: str) -> str:
-    return with_digits(folded(instruction))
-
-
-def _bounds(request: str, noun: str) -> Bounds | None:
-    """A range, an upper or a lower limit of something, in that order."""
-    if match := re.search(
-        rf"\b(?:between {_NUMBER} and|{_NUMBER}\s*(?:-|\u2013|to|or))\s*{_NUMBER}[\s-]{noun}\b", request
-    ):
-        low, high = sorted(int(number) for number in match.groups() if number)
-        return low, high
-    if match := re.search(
-        rf"\b{_LIMIT}\s+(?:an?\s+)?{_NUMBER}[\s-]{noun}\b"
-        rf"|\b{_NUMBER}\s+{noun}\s+(?:or (?:less|fewer|under)|at (?:the )?most|max(?:imum)?)\b",
-        request,
-    ):
-        return 0, int(match[1] or match[2])
-    if match := re.search(
-        rf"\b{_LEAST}\s+(?:an?\s+)?{_NUMBER}[\s-]{noun}\b"
-        rf"|\b{_NUMBER}\s+{noun}\s+(?:or more|at (?:the )?least|min(?:imum)?)\b",
-        request,
-    ):
-        return int(match[1] or match[2]), math.inf
-    return None
-
-
 def length_penalty(task: JudgeTask) -> float:
     """Factor in [0, 1] for length: by rule where the request names a number of words, else the soft cap.
 
@@ -212,7 +143,7 @@ def length_penalty(task: JudgeTask) -> float:
     said = len(words(task.summary))
     allowance = _allowance(len(words(task.transcript)))
     target = asked_words(task.instruction)
-    if target is None or asks_for_keywords(task.instruction):
+    if target is None:
         return _beyond(allowance, said)
     low, high = target
     if said < low:

@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
-from speechsum import rewards
+from speechsum import wording
+from speechsum.asking import asked_words
 
 RUN = 4
 """So many words in a row, taken from the transcript, are copied; fewer are what two texts on one subject share."""
@@ -100,15 +101,12 @@ def word_error_rate(heard: str, said: str) -> float | None:
 
 
 def length_obeyed(summary: str, instruction: str) -> float | None:
-    """1.0 where the summary has as many words as were asked for, 0.0 where not, by `rewards.asked_words`.
-
-    None where the request names no number of words, or wants key words, which have no prose length.
-    """
-    asked = rewards.asked_words(instruction)
-    if asked is None or rewards.asks_for_keywords(instruction):
+    """1.0 where the summary has as many words as were asked for, 0.0 where not, None where `asked_words` has none."""
+    asked = asked_words(instruction)
+    if asked is None:
         return None
     least, most = asked
-    return float(least <= len(rewards.words(summary)) <= most)
+    return float(least <= len(wording.words(summary)) <= most)
 
 
 def copied_share(summary: str, transcript: str) -> float | None:
@@ -128,17 +126,17 @@ def copied_share(summary: str, transcript: str) -> float | None:
 def marked(summary: str, transcript: str) -> list[tuple[str, bool]]:
     """The summary in pieces that join to it again, each with whether it holds a content word that was not said.
 
-    Words are compared as `rewards.words` folds them, hyphens parting them, and an ending makes no other word: "sends"
+    Words are compared as `wording.words` folds them, hyphens parting them, and an ending makes no other word: "sends"
     was said where "send" was. A reader's aid and no verdict: "25" is marked where "twenty five" was said, and a
     swapped name that stands elsewhere in the transcript is not.
     """
-    heard = {word.removesuffix("'s") for word in rewards.words(transcript.replace("-", " "))}
+    heard = {word.removesuffix("'s") for word in wording.words(transcript.replace("-", " "))}
     pieces = [piece for piece in _SPACE.split(summary) if piece]
     return [(piece, any(not _was_said(word, heard) for word in _content(piece))) for piece in pieces]
 
 
 def _content(piece: str) -> list[str]:
-    return rewards.content_words(piece.replace("-", " "))
+    return wording.content_words(piece.replace("-", " "))
 
 
 def _was_said(word: str, heard: set[str]) -> bool:

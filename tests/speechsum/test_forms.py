@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from speechsum.forms import asked_form, form_obeyed
+from speechsum.forms import asked_form, form_obeyed, prose
 from speechsum.starter.grammar import sample_request, sample_talk
 
 
@@ -75,3 +75,17 @@ def test_the_starters_own_references_obey() -> None:
         assert form_obeyed(request.reference, request.instruction) in (None, 1.0), request
         told.add(asked_form(request.instruction))
     assert told == {"bullets", "keywords", "sentence", None}
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ('{"who": "Anna", "tasks": [{"what": "call Tom"}, 5], "when": ["Friday", null]}', "Anna\ncall Tom\nFriday"),
+        ("- call Tom\n2. send the budget", "call Tom\nsend the budget"),
+        ("Anna calls Tom.", "Anna calls Tom."),
+        ('{"who": "Anna"', '{"who": "Anna"'),
+        ("[" * 400 + '"Anna"' + "]" * 400, "Anna"),
+    ],
+)
+def test_prose_has_neither_keys_nor_marks(answer: str, said: str) -> None:
+    assert prose(answer) == said
