@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from actors.judge import JudgeOf, Observed
-from speechsum import languages, numerals, rewards, wording
+from speechsum import asking, forms, languages, numerals, rewards, wording
 from speechsum.errors import UserError
 from speechsum.types import Judgement, Reward
 
@@ -36,7 +36,7 @@ KEYS_AT_ONCE = 500
 ASKED_AT_ONCE = 256
 """Questions between two writes: what a crash can lose."""
 
-RULES = (rewards, wording, numerals, languages)
+RULES = (rewards, asking, forms, wording, numerals, languages)
 """The modules that gates and rules are made of."""
 
 

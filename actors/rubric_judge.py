@@ -12,7 +12,7 @@ from dataclasses import replace
 from actors.endpoint import Endpoint
 from actors.endpoint_judge import EndpointJudge, asked_twice
 from speechsum.config import EndpointConfig
-from speechsum.rewards import apply_gates, length_penalty, lexical_score
+from speechsum.rewards import apply_gates, length_penalty, lexical_overlap
 from speechsum.rubric import RUBRIC_VERSION, parse_rubric, rubric_messages, rubric_schema
 from speechsum.types import FailureKind, JudgeFailure, Judgement, JudgeTask, Reward
 
@@ -57,8 +57,8 @@ class LexicalJudge:
             return gated
         if not task.transcript.strip():
             return JudgeFailure(FailureKind.BAD_ROW, "no transcript to judge against")
-        score = lexical_score(task)
-        return Reward(score, {"overlap": score, "length": length_penalty(task)})
+        overlap, length = lexical_overlap(task), length_penalty(task)
+        return Reward(overlap * length, {"overlap": overlap, "length": length})
 
 
 def _with_length(reward: Reward, task: JudgeTask) -> Reward:

@@ -14,14 +14,17 @@ from speechsum.wording import folded
 Bounds = tuple[float, float]
 """The (least, most) of something that is asked for; `math.inf` where there is no most."""
 
-_KEYWORD = r"(?:key[\s-]?(?:words?|terms?|phrases?)|tags)"
-_KEYWORDS = re.compile(rf"\b{_KEYWORD}\b")
+KEYWORD = r"(?:key[\s-]?(?:words?|terms?|phrases?)|tags)"
+_KEYWORDS = re.compile(rf"\b{KEYWORD}\b")
+_A_KEYWORD = re.compile(r"\b(?:an?|single)\s+(?:\w+\s+)?(?:key[\s-]?(?:word|term|phrase)|tag)\b(?!\s+list)")
 _NUMBER = r"(\d{1,6})"
 _LIMIT = (
-    r"(?:at (?:the )?most|under|below|up to|within|limit(?:ed)? (?:it |this |that |yourself )?to|not exceed(?:ing)?"
-    r"|(?:no|not) (?:more|longer) than|fewer than|less than|max(?:imum)?(?: of)?)"
+    r"(?:at (?:the )?most|under|below|up to|within|limit(?:ed)? (?:it |this |that |yourself )?to|limit of"
+    r"|not exceed(?:ing)?|(?:no|not) (?:more|longer) than|(?:fewer|less|shorter) than|max(?:imum)?[.:]?(?: of)?)"
 )
-_LEAST = r"(?:at (?:the )?least|(?:no|not) (?:fewer|less) than|more than|min(?:imum)?(?: of)?)"
+_LEAST = r"(?:at (?:the )?least|(?:no|not) (?:fewer|less) than|more than|min(?:imum)?[.:]?(?: of)?)"
+NOT_EACH = r"\b(?!\s+(?:each|apiece|per)\b)"
+"""After what is counted: "two sentences per speaker" is no number of sentences."""
 
 
 def asks_for_keywords(instruction: str) -> bool:
@@ -40,7 +43,7 @@ def asked_words(instruction: str) -> Bounds | None:
     request = _request(instruction)
     if bounds := _bounds(request, "words?"):
         return bounds
-    if match := re.search(rf"(?<!\bthe )(?<!\bthese )(?<!\bthose )\b{_NUMBER}[\s-]words?\b", request):
+    if match := re.search(rf"(?<!\bthe )(?<!\bthese )(?<!\bthose )\b{_NUMBER}[\s-]words?{NOT_EACH}", request):
         target = int(match[1])
         return math.floor(0.8 * target), math.ceil(1.2 * target)
     return None
@@ -48,7 +51,9 @@ def asked_words(instruction: str) -> Bounds | None:
 
 def asked_keywords(instruction: str) -> Bounds | None:
     """The (least, most) key words a request asks for, or None where it names no number or wants none."""
-    return asked_count(instruction, rf"(?:[a-z]+\s+)?{_KEYWORD}")
+    if _A_KEYWORD.search(folded(instruction)):
+        return 1, 1
+    return asked_count(instruction, rf"(?:[a-z]+\s+)?{KEYWORD}")
 
 
 def asked_count(instruction: str, noun: str) -> Bounds | None:
@@ -59,7 +64,7 @@ def asked_count(instruction: str, noun: str) -> Bounds | None:
     request = _request(instruction)
     if bounds := _bounds(request, noun):
         return bounds
-    if match := re.search(rf"\b{_NUMBER}[\s-]{noun}\b", request):
+    if match := re.search(rf"\b{_NUMBER}[\s-]{noun}{NOT_EACH}", request):
         return int(match[1]), int(match[1])
     return None
 
@@ -71,19 +76,19 @@ def _request(instruction: str) -> str:
 def _bounds(request: str, noun: str) -> Bounds | None:
     """A range, an upper or a lower limit of something, in that order."""
     if match := re.search(
-        rf"\b(?:between {_NUMBER} and|{_NUMBER}\s*(?:-|\u2013|to|or))\s*{_NUMBER}[\s-]{noun}\b", request
+        rf"\b(?:between {_NUMBER} and|{_NUMBER}\s*(?:-|\u2013|to|or))\s*{_NUMBER}[\s-]{noun}{NOT_EACH}", request
     ):
         low, high = sorted(int(number) for number in match.groups() if number)
         return low, high
     if match := re.search(
-        rf"\b{_LIMIT}\s+(?:an?\s+)?{_NUMBER}[\s-]{noun}\b"
-        rf"|\b{_NUMBER}\s+{noun}\s+(?:or (?:less|fewer|under)|at (?:the )?most|max(?:imum)?)\b",
+        rf"\b{_LIMIT}\s+(?:an?\s+)?{_NUMBER}[\s-]{noun}{NOT_EACH}"
+        rf"|\b{_NUMBER}[\s-]{noun}\s+(?:or (?:less|fewer|under|shorter)|at (?:the )?most|max(?:imum)?|limit)\b",
         request,
     ):
         return 0, int(match[1] or match[2])
     if match := re.search(
-        rf"\b{_LEAST}\s+(?:an?\s+)?{_NUMBER}[\s-]{noun}\b"
-        rf"|\b{_NUMBER}\s+{noun}\s+(?:or more|at (?:the )?least|min(?:imum)?)\b",
+        rf"\b{_LEAST}\s+(?:an?\s+)?{_NUMBER}[\s-]{noun}{NOT_EACH}"
+        rf"|\b{_NUMBER}[\s-]{noun}\s+(?:or (?:more|longer)|at (?:the )?least|min(?:imum)?)\b",
         request,
     ):
         return int(match[1] or match[2]), math.inf

@@ -7,12 +7,13 @@ be avoided is left to a judge.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from typing import Any
 
-from speechsum.asking import asks_for_keywords
+from speechsum.asking import KEYWORD, NOT_EACH, asked_keywords, asks_for_keywords
 from speechsum.wording import folded, words
 
 MAX_ITEM_WORDS = 5
@@ -30,20 +31,22 @@ class Form(StrEnum):
 
 _JSON = re.compile(r"\bjson\b")
 _BULLETS = re.compile(r"\bbullets\b|\bbullet(?:ed)?[\s-]?(?:points|lists?)\b")
-_SENTENCE = re.compile(r"\b(?:one|single|1)[\s-](?:\w+[\s-])?sentence\b")
+_SENTENCE = re.compile(rf"\b(?:one|single|1)[\s-](?:\w+[\s-])?sentence{NOT_EACH}")
 _AVOIDED = re.compile(
     r"\b(?:no|not|without|avoid|never|don't|instead of|rather than)\s+(?:\w+\s+){0,2}"
-    r"(?:json|bullets?|key[\s-]?(?:words?|terms?|phrases?)|tags|(?:one|single|1)[\s-]sentence)\b"
+    rf"(?:json|bullets?|{KEYWORD}|(?:one|single|1)[\s-]sentence)\b"
 )
-_ONE_KEYWORD = re.compile(r"\b(?:one|a|single|1)\s+(?:\w+\s+)?(?:key[\s-]?(?:word|term|phrase)|tag)\b(?!\s+list)")
 _FENCED = re.compile(r"\A\s*```(?:json)?\s*\n(.*)\n\s*```\s*\Z", re.DOTALL)
 _BULLET = re.compile(r"\s*(?:[-*+\u2022\u2023\u25aa\u00b7\u2013\u2014]|\d{1,2}[.)])\s+\S")
-_ITEM_BREAK = re.compile(r"[,;\n|\u2022\u3001]+")
+_ITEM_BREAK = re.compile(r"[,;\n|\u2022\u00b7\u3001]+")
 _STATEMENT_END = re.compile(r"[.!?]\s+\S")
 _SENTENCE_BREAK = re.compile(
     r"[.!?\u2026]+[\"'\u201d\u2019)\]]*\s+(?=[\"'\u201c\u2018(\[]*[A-Z0-9])|[\u3002\uff01\uff1f]"
 )
-_NO_BREAK = re.compile(r"(?:\b[A-Z]|\b(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|cf|approx|e\.g|i\.e))\.\s+\Z")
+_NO_BREAK = re.compile(
+    r"\b(?:[A-Z]|Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|Inc|Ltd|vs|cf|approx|e\.g|i\.e|[ap]\.m)\.\s+\S\Z"
+    r"|\b(?:No|Nos|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)\.\s+\d\Z"
+)
 
 
 def asked_form(instruction: str) -> Form | None:
@@ -70,7 +73,8 @@ def form_obeyed(summary: str, instruction: str) -> float | None:
     if form is None:
         return None
     if form is Form.KEYWORDS:
-        return float(_is_keywords(summary, least=1 if _ONE_KEYWORD.search(folded(instruction)) else 2))
+        least, _ = asked_keywords(instruction) or (2, math.inf)
+        return float(_is_keywords(summary, min(2, least)))
     return float(_RULES[form](summary))
 
 
@@ -107,10 +111,16 @@ def prose(answer: str) -> str:
 
 def keyword_share(text: str) -> tuple[float, int]:
     """Share of entries that are short and no statement, and how many entries there are."""
-    if _STATEMENT_END.search(text):
+    found = entries(text)
+    if any(_STATEMENT_END.search(entry) for entry in found):
         return 0.0, 0
-    lengths = [length for entry in _ITEM_BREAK.split(text) if (length := len(words(entry)))]
-    return (sum(length <= MAX_ITEM_WORDS for length in lengths) / len(lengths) if lengths else 0.0), len(lengths)
+    return (sum(len(words(entry)) <= MAX_ITEM_WORDS for entry in found) / len(found) if found else 0.0), len(found)
+
+
+def entries(text: str) -> list[str]:
+    """What a list is of, one on a line or all on one, without marks; text without a separator is one entry."""
+    pieces = (_without_mark(piece) for piece in _ITEM_BREAK.split(text))
+    return [piece for piece in pieces if words(piece)]
 
 
 def sentence_count(text: str) -> int:
@@ -123,10 +133,10 @@ def _texts(value: object) -> Iterator[str]:
     waiting = [value]
     while waiting:
         value = waiting.pop()
-        if isinstance(value, str):
-            yield value
-        elif isinstance(value, dict | list):
+        if isinstance(value, dict | list):
             waiting += reversed([*value.values()] if isinstance(value, dict) else value)
+        elif value is not None:
+            yield str(value)
 
 
 def _without_mark(line: str) -> str:
@@ -136,7 +146,7 @@ def _without_mark(line: str) -> str:
 
 def _inner_ends(line: str) -> int:
     return sum(
-        not _NO_BREAK.search(line[: hit.end()]) and bool(words(line[hit.end() :]))
+        not _NO_BREAK.search(line[: hit.end() + 1]) and bool(words(line[hit.end() :]))
         for hit in _SENTENCE_BREAK.finditer(line)
     )
 
@@ -151,7 +161,7 @@ def _is_bullets(text: str) -> bool:
     return marked >= 2 and share == 1.0
 
 
-def _is_keywords(text: str, least: int) -> bool:
+def _is_keywords(text: str, least: float) -> bool:
     """Short entries with separators between them, and no sentences."""
     share, entries = keyword_share(text)
     return entries >= least and share == 1.0

@@ -19,12 +19,13 @@ COMMON: Mapping[str, frozenset[str]] = {
     "english": frozenset("the and of to is was that with for by will has have from at this not be are an it".split()),
     "german": frozenset("der die das und ist nicht mit von für auf dem den ein eine zu wird hat im sich bis".split()),
     "french": frozenset("le la les et est des du une un dans pour que qui pas par sur avec au aux ce".split()),
-    "spanish": frozenset("el la los las y es de que en una un por para con del se su al lo no".split()),
-    "italian": frozenset("il lo la gli e è di che un una per con del della non si alla nel sono da".split()),
-    "portuguese": frozenset("o a os as e é de que em um uma para com do da não se ao na no".split()),
+    "spanish": frozenset("el la los las y es de que en una un por para con del se su al lo".split()),
+    "italian": frozenset("il lo la gli è di che un una per con del della non si alla nel sono".split()),
+    "portuguese": frozenset("os é de que em um uma para com não se ao dos das pelo pela mais foi".split()),
     "dutch": frozenset("de het een en van is dat niet met op voor te aan zijn er door bij wordt heeft naar".split()),
 }
-"""Words of each language; one that stands in several counts for each, and the most hits win."""
+"""Words of each language; one that stands in several counts for each, and the most hits win. Left out are those of many
+languages, as "a", "do" and "no" are."""
 
 SCRIPTS: Mapping[str, tuple[str, ...]] = {
     "chinese": ("CJK",),

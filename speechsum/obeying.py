@@ -104,18 +104,18 @@ def _asked_sentences(instruction: str) -> Bounds | None:
 def _bullets(answer: str, instruction: str) -> float | None:
     if asked_form(instruction) is not Form.BULLETS:
         return None
-    return _counted_form(*bullet_share(answer), asked_count(instruction, _BULLETS), least=2)
+    return _counted_form(*bullet_share(answer), asked_count(instruction, _BULLETS))
 
 
 def _keywords(answer: str, instruction: str) -> float | None:
     if asked_form(instruction) is not Form.KEYWORDS:
         return None
-    return _counted_form(*keyword_share(answer), asked_keywords(instruction), least=2)
+    return _counted_form(*keyword_share(answer), asked_keywords(instruction))
 
 
-def _counted_form(share: float, entries: int, asked: Bounds | None, least: int) -> float:
-    """The share of entries that have the form, times how well their number fits; without a number, `least` and more."""
-    return share * within(entries, asked or (least, math.inf))
+def _counted_form(share: float, entries: int, asked: Bounds | None) -> float:
+    """The share of entries that have the form, times how well their number fits; without a number, two and more."""
+    return share * within(entries, asked or (2, math.inf))
 
 
 def _json(answer: str, instruction: str) -> float | None:

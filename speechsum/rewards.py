@@ -1,4 +1,4 @@
-"""What can be decided without a model: gates that give 0 before any judge call, length by rule, the lexical judge.
+"""What can be decided without a model: gates that give 0 before any judge call, length by rule, lexical overlap.
 
 The gates exist because they close the cheapest ways to please a judge (Zhao et al. 2025, "One Token to Fool
 LLM-as-a-Judge"): saying nothing, saying it again, repeating the question, addressing whoever scores. Each gate has a
@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from speechsum.asking import asked_keywords, asked_words, asks_for_keywords
-from speechsum.forms import prose
+from speechsum.forms import Form, asked_form, entries, parsed_json, prose
 from speechsum.languages import COMMON, asked_language, has_language, latin_language
 from speechsum.types import JudgeTask, Reward
 from speechsum.wording import content_words, folded, has_letter, words
@@ -26,12 +26,13 @@ MAX_ECHO_SHARE = 0.5
 MIN_SCRIPT_SHARE = 0.5
 SURE_HITS = 3  # common words of a language before its being the wrong one costs the reward
 
-_ITEM_BREAK = re.compile(r"[,;\n|\u2022\u00b7\u3001]+")
 _LANGUAGE = re.compile(
     rf"\b(?:{'|'.join(COMMON)}|"
-    r"arabic|armenian|bengali|bulgarian|burmese|cantonese|chinese|farsi|georgian|greek|gujarati|hebrew|hindi"
-    r"|japanese|kannada|kazakh|khmer|korean|lao|macedonian|malayalam|mandarin|marathi|mongolian|nepali|pashto|persian"
-    r"|punjabi|russian|serbian|sinhala|tamil|telugu|thai|ukrainian|urdu|yiddish)\b"
+    r"afrikaans|albanian|arabic|armenian|basque|bengali|bulgarian|burmese|cantonese|catalan|chinese|croatian|czech"
+    r"|danish|estonian|farsi|finnish|galician|georgian|greek|gujarati|hebrew|hindi|hungarian|icelandic|indonesian|irish"
+    r"|japanese|kannada|kazakh|khmer|korean|lao|latin|latvian|lithuanian|macedonian|malay|malayalam|mandarin|marathi"
+    r"|mongolian|nepali|norwegian|pashto|persian|polish|punjabi|romanian|russian|serbian|sinhala|slovak|slovenian"
+    r"|somali|swahili|swedish|tagalog|tamil|telugu|thai|turkish|ukrainian|urdu|vietnamese|welsh|yiddish|yoruba|zulu)\b"
 )
 _SCORER = r"(?:judges?|graders?|evaluators?|raters?|scorers?|assessors?)"
 _MARK = (
@@ -43,7 +44,8 @@ _ADDRESS = re.compile(
     rf"\b(?:give|award|assign|grant)\s+{_THIS}\s+(?:(?:a|an|the|full|highest|top|best|maximum|perfect|possible|good|high)"
     rf"\s+)*(?:score|rating|marks?|grade|{_MARK})"
     rf"|\b(?:rate|score|grade|mark)\s+{_THIS}\s+(?:(?:a|an|as|with|at)\s+)?(?:{_MARK}|highly\b|high\b|perfect\b)"
-    rf"|\bas (?:a|an|the|my|your) (?:(?:impartial|fair|strict|ai|llm|expert|honest) )?{_SCORER}\b"
+    rf"|\bas (?:a|an|the|my|your) (?:(?:impartial|fair|strict|ai|llm|expert|honest) )?{_SCORER}"
+    r"(?=\s*[,:]|\s+you\b)"
     rf"|\b(?:dear|hello|hey|hi|attention|note to|message to|instructions? (?:to|for))(?: the)? {_SCORER}\b"
     rf"|\byou are (?:a|an|the) (?:\w+ )?{_SCORER}\b"
     r"|\b(?:ignore|disregard|forget)\s+(?:(?:all|any|the|your|of)\s+)*(?:previous|prior|above|earlier|other)\s+"
@@ -80,9 +82,15 @@ def _empty(task: JudgeTask) -> bool:
 
 
 def _under_five_words(task: JudgeTask) -> bool:
-    """Five words, or as few as obey a length that the request names; a key-word request is counted in items instead."""
+    """Five words, or as few as obey a length that the request names.
+
+    A key-word request is counted in items instead, and JSON that was asked for needs a value: two of its keys may well
+    have four words between them.
+    """
     if asks_for_keywords(task.instruction):
         return False
+    if asked_form(task.instruction) is Form.JSON and parsed_json(task.summary) is not None:
+        return not words(prose(task.summary))
     least, _ = asked_words(task.instruction) or (MIN_WORDS, math.inf)
     return len(words(task.summary)) < min(MIN_WORDS, max(1, least))
 
@@ -92,7 +100,10 @@ def _under_three_items(task: JudgeTask) -> bool:
     if not asks_for_keywords(task.instruction):
         return False
     least, _ = asked_keywords(task.instruction) or (MIN_KEYWORDS, math.inf)
-    return len(_items(task.summary)) < min(MIN_KEYWORDS, max(1, least))
+    items = {" ".join(words(entry)) for entry in entries(task.summary)}
+    if len(items) == 1:  # without separators
+        items = set(words(task.summary))
+    return len(items) < min(MIN_KEYWORDS, max(1, least))
 
 
 def _looping(task: JudgeTask) -> bool:
@@ -153,18 +164,8 @@ def length_penalty(task: JudgeTask) -> float:
     return min(1.0, high / said if said and high else 1.0)
 
 
-def verbosity_factor(summary_words: int, transcript_words: int) -> float:
-    """Soft cap on length: 1 up to the allowance, then sqrt(allowance / words).
-
-    The allowance 15 + 3 sqrt(transcript) gives 41 words for half a minute of speech, 110 for 1000 words and 315 for
-    10 000: summaries grow more slowly than what they summarise. The square root is gentle (twice the allowance keeps
-    0.71) and never flat, so that a shorter equal is always preferred.
-    """
-    return _beyond(_allowance(transcript_words), summary_words)
-
-
-def lexical_score(task: JudgeTask) -> float:
-    """Content-word F1 against the transcript times the length factor, in [0, 1]. Deterministic, no model.
+def lexical_overlap(task: JudgeTask) -> float:
+    """Content-word F1 against the transcript, in [0, 1]. Deterministic, no model.
 
     Precision: share of the summary's distinct content words that were said. Recall: occurrences in the transcript of
     the words that were used, relative to the best choice of as many words as fit the allowance. A control and
@@ -181,22 +182,20 @@ def lexical_score(task: JudgeTask) -> float:
     recall = min(1.0, sum(source[word] for word in shared) / best)
     if precision + recall == 0.0:
         return 0.0
-    return length_penalty(task) * 2 * precision * recall / (precision + recall)
+    return 2 * precision * recall / (precision + recall)
 
 
 def _allowance(transcript_words: int) -> float:
+    """Words that a summary may have unasked: 41 for half a minute of speech, 110 for 1000 words and 315 for 10 000.
+
+    Summaries grow more slowly than what they summarise.
+    """
     return 15 + 3 * math.sqrt(transcript_words)
 
 
 def _beyond(allowance: float, said: int) -> float:
+    """Soft cap on length: gentle (twice the allowance keeps 0.71) and never flat, so a shorter equal is preferred."""
     return 1.0 if said <= allowance else math.sqrt(allowance / said)
-
-
-def _items(text: str) -> set[str]:
-    """Distinct entries of a list; where there are no separators, the distinct words."""
-    pieces = {" ".join(words(re.sub(r"^\s*(?:\d+[.)]|[-*])\s*", "", piece))) for piece in _ITEM_BREAK.split(text)}
-    pieces.discard("")
-    return pieces if len(pieces) > 1 else set(words(text))
 
 
 def _ngrams(tokens: list[str], n: int) -> list[tuple[str, ...]]:

@@ -9,11 +9,11 @@ _UNITS = (
     "eighteen nineteen"
 ).split()
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-_NUMBER = re.compile(r"(\$?)(?<![\d.,:])(\d{1,3}(?:,\d{3})+|\d{1,6})(?![\d:%]|[.,]\d)")
+_NUMBER = re.compile(r"(\$?)(?<![\w.,:])(\d{1,3}(?:,\d{3})+|\d{1,6})(?![\w:%]|[.,]\d| (?:thousand|[mb]illion)\b)")
 
 
 def spell_numbers(text: str) -> str:
-    """English words for whole numbers below a million, "$20" included; times, decimals and percentages stay."""
+    """English words for whole numbers below a million, "$20" included; times, decimals, percentages and "5th" stay."""
     return _NUMBER.sub(_spelled, text)
 
 

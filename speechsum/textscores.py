@@ -5,6 +5,7 @@ is no score: it says that the rule cannot tell, and is left out of averages.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
@@ -17,18 +18,20 @@ RUN = 4
 ENDINGS = ("s", "es", "d", "ed", "ing")
 LEAST_STEM = 3
 
-_APOSTROPHES = re.compile(r"['\u2018\u2019]")
-_WORD = re.compile(r"[^\W_]+")
+_APOSTROPHES = re.compile(r"['\u2018]")
 _SPACE = re.compile(r"(\s+)")
 
 
 @lru_cache(maxsize=65536)
 def words(text: str) -> tuple[str, ...]:
-    """The words of `text` in lower case, without punctuation.
+    """The words of `text` as `wording.words` has them, parted by all that is no letter, digit or mark on a letter.
 
-    A hyphen parts words ("twenty-five" is "twenty five"); an apostrophe does not ("o'clock" is one word).
+    So a hyphen parts words ("twenty-five" is "twenty five"), and an apostrophe does not ("o'clock" is one word).
     """
-    return tuple(_WORD.findall(_APOSTROPHES.sub("", text.lower())))
+    bare = _APOSTROPHES.sub("", wording.folded(text))
+    return tuple(
+        wording.words("".join(ch if ch.isalnum() or unicodedata.category(ch)[0] == "M" else " " for ch in bare))
+    )
 
 
 def _holds(text: Sequence[str], fact: Sequence[str]) -> bool:

@@ -1,5 +1,7 @@
 """Judgements by content: what is kept, what tells two judges apart, several processes on one file, one that fails."""
 
+import ast
+import importlib
 import json
 import sqlite3
 import subprocess
@@ -12,7 +14,7 @@ import pytest
 
 from actors import judge_cache
 from actors.judge import JudgeActor, Observed, Remembering, make_judge
-from actors.judge_cache import CachedJudge, JudgementCache, checkpoint_digest
+from actors.judge_cache import RULES, CachedJudge, JudgementCache, checkpoint_digest
 from speechsum.config import EndpointConfig, JudgeConfig
 from speechsum.errors import UserError
 from speechsum.metrics import describe
@@ -224,6 +226,17 @@ def test_a_checkpoint_is_told_by_what_it_holds(tmp_path: Path) -> None:
         (tmp_path / name / "model.safetensors").write_bytes(weights)
     one, same, two = (checkpoint_digest(tmp_path / name) for name in ("one", "same", "two"))
     assert one == same != two
+
+
+def test_the_rules_that_make_a_key_are_all_that_a_reward_is_made_of() -> None:
+    waiting, made_of = ["speechsum.rewards"], set()
+    while waiting:
+        module = importlib.import_module(waiting.pop())
+        made_of.add(module)
+        tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
+        named = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        waiting += [name for name in named if name.startswith("speechsum.") and name != "speechsum.types"]
+    assert set(RULES) == made_of
 
 
 def test_the_recipe_chooses_the_cache(tmp_path: Path) -> None:

@@ -181,3 +181,7 @@ def test_the_lexical_judge_prefers_what_was_said() -> None:
     assert isinstance(foreign, Reward)
     assert true.value > foreign.value
     assert gated == Reward(0.0, gate="empty")
+    (long,) = LexicalJudge().score([task(f"{GOOD} {' '.join(f'thing{i}' for i in range(90))}")])
+    assert isinstance(long, Reward)
+    assert long.breakdown["length"] < 1.0
+    assert long.value == long.breakdown["overlap"] * long.breakdown["length"]

@@ -31,6 +31,11 @@ from speechsum.asking import asked_keywords, asked_words
         ("At least 50 words.", (50, math.inf)),
         ("Fifty words or more.", (50, math.inf)),
         ("Explain the two words they argue about.", None),
+        ("Max. 30 words.", (0, 30)),
+        ("With a limit of 30 words.", (0, 30)),
+        ("Mind the 30-word limit.", (0, 30)),
+        ("Shorter than 30 words.", (0, 30)),
+        ("Three bullets of at most ten words each.", None),
         ("Key words, at most ten words.", None),
     ],
 )
@@ -45,6 +50,8 @@ def test_asked_words(instruction: str, expected: tuple[float, float] | None) -> 
         ("Three to five key terms.", (3, 5)),
         ("At most four important keywords.", (0, 4)),
         ("Two tags or more.", (2, math.inf)),
+        ("Give me a good keyword for this.", (1, 1)),
+        ("Make a keyword list.", None),
         ("In three words.", None),
     ],
 )

@@ -22,6 +22,7 @@ from speechsum.starter.grammar import sample_request, sample_talk
         ("Summarize what is said.", None),
         ("Write one sentence, then three bullet points.", None),
         ("JSON with the keywords", None),
+        ("One sentence per speaker.", None),
         ("Summarize without bullets.", None),
         ("Use plain text, not JSON.", None),
         ("What does the bullet train cost?", None),
@@ -52,6 +53,11 @@ def test_the_form_that_is_asked_for(instruction: str, form: str | None) -> None:
         ("List the keywords.", "report", 0.0),
         ("Name one keyword.", "report", 1.0),
         ("List the keywords.", "", 0.0),
+        ("List the keywords.", "1. budget\n2. venue\n3. speaker", 1.0),
+        ("List the keywords.", "budget \u00b7 venue \u00b7 speaker", 1.0),
+        ("Give me a keyword.", "budget", 1.0),
+        ("In one sentence?", "Anna calls Acme Inc. Tuesday at 5 p.m. Eastern on Jan. 5, about No. 7.", 1.0),
+        ("In one sentence?", "Anna said no. Tom stays.", 0.0),
         ("In one sentence?", "Anna owes 3.5 dollars to Dr. Lee and J. Smith by Friday.", 1.0),
         ("In one sentence?", 'Anna said "Stop!" and left', 1.0),
         ("In one sentence?", "Anna leaves. Tom stays.", 0.0),
@@ -80,7 +86,7 @@ def test_the_starters_own_references_obey() -> None:
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        ('{"who": "Anna", "tasks": [{"what": "call Tom"}, 5], "when": ["Friday", null]}', "Anna\ncall Tom\nFriday"),
+        ('{"who": "Anna", "tasks": [{"what": "call Tom"}, 5], "when": ["Friday", null]}', "Anna\ncall Tom\n5\nFriday"),
         ("- call Tom\n2. send the budget", "call Tom\nsend the budget"),
         ("Anna calls Tom.", "Anna calls Tom."),
         ('{"who": "Anna"', '{"who": "Anna"'),

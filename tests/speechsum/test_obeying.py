@@ -30,7 +30,8 @@ FOUR = "- Anna leaves\n- Tom stays\n- Kim pays\n- Bo waits"
         ("Give me at most five bullet points.", FOUR, {"bullets": 1.0}),
         ("Give me bullets.", FOUR, {"bullets": 1.0}),
         ("Give me bullets.", "- Anna leaves\nTom stays", {"bullets": 0.25}),  # half of the lines, half of two
-        ("Three bullets of one sentence each.", "- Anna leaves\n- Tom stays\n- Kim pays", {}),  # two forms: a judge's
+        ("Three bullets of one sentence each.", "- Anna leaves\n- Tom stays\n- Kim pays", {"bullets": 1.0}),
+        ("Give one sentence, as bullets.", "- Anna leaves\n- Tom stays", {}),  # two forms: a judge's
         ("List three keywords.", "Anna, report, Friday", {"keywords": 1.0}),
         ("List three keywords.", "Anna, she has to send the yearly report", {"keywords": 0.5 * 2 / 3}),
         ("As JSON.", '{"who": "Anna"}', {"json": 1.0}),

@@ -1,4 +1,4 @@
-"""Gates, length by rule, the lexical score: all by hand or by property, none needs a model."""
+"""Gates, length by rule, lexical overlap: all by hand or by property, none needs a model."""
 
 import math
 import random
@@ -11,9 +11,8 @@ from speechsum.rewards import (
     apply_gates,
     echo_share,
     length_penalty,
-    lexical_score,
+    lexical_overlap,
     loop_share,
-    verbosity_factor,
 )
 from speechsum.starter.grammar import sample_request, sample_talk
 from speechsum.types import JudgeTask, Reward
@@ -74,6 +73,13 @@ MIXED = "Maria goes to La Paz and to El Paso by the end of the week."
         (GERMAN, "Fasse zusammen, was die Leute sagen und wer es ist.", ""),  # the request's own language
         (GERMAN, "Summarize this; the German office reads it.", ""),  # named, though not as the answer's for sure
         (MIXED, ASK, ""),
+        ("A storm hit a factory, then a hotel went dark.", ASK, ""),
+        ("Marta va a llamar a Pedro a las tres.", "Summarize this in Spanish.", ""),
+        (
+            "Anna ma wys\u0142a\u0107 raport do biura na pi\u0105tek, a Tom ma i\u015b\u0107 na spotkanie.",
+            "In Polish, please.",
+            "",
+        ),
     ],
 )
 def test_an_answer_in_the_wrong_language(summary: str, instruction: str, name: str) -> None:
@@ -117,6 +123,7 @@ def test_text_for_the_judge_is_gated(summary: str) -> None:
         "The plan is clear and 3 people move to Lisbon in May.",
         "Tom will mark this date and rate the new hotels.",
         "The board should give this matter top priority on Friday.",
+        "Priya will serve as a judge at the school contest.",
     ],
 )
 def test_talk_about_judging_is_not_an_address(summary: str) -> None:
@@ -143,6 +150,12 @@ def test_what_speakers_said_is_content() -> None:
         ("Summarise it in at most 10 words.", "Maria sends the budget", ""),
         ("Summarise it in at least 10 words.", "Maria sends the budget", "under_five_words"),
         ("Give me one or two keywords.", "budget", ""),
+        ("Give me a keyword.", "budget", ""),
+        (KEYWORDS, "1. budget\n2. Lisbon\n3. Friday", ""),
+        ("JSON with the keys who and when.", '{"who": "Anna", "when": "Friday"}', ""),
+        ("JSON with the keys who and count.", '{"who": null, "count": 3}', ""),
+        ("Answer in JSON.", '{"who": null}', "under_five_words"),
+        ("Answer in JSON.", "Anna on Friday", "under_five_words"),
         ("Summarise it in thirty words.", "Maria sends budget", "under_five_words"),
         ("Summarise it in Japanese.", "\u30de\u30ea\u30a2\u304c\u4e88\u7b97\u3092\u9001\u308b", ""),
     ],
@@ -198,10 +211,11 @@ def test_length_penalty_by_hand(instruction: str, said: int, factor: float) -> N
 
 
 @settings(deadline=None)
-@given(st.integers(0, 5000), st.integers(0, 5000), st.integers(0, 50_000))
+@given(st.integers(0, 500), st.integers(0, 500), st.integers(0, 5000))
 def test_verbosity_never_rewards_length(fewer: int, more: int, source: int) -> None:
     fewer, more = sorted((fewer, more))
-    assert 0.0 < verbosity_factor(more, source) <= verbosity_factor(fewer, source) <= 1.0
+    shorter, longer = (length_penalty(JudgeTask("w " * source, ASK, "w " * said)) for said in (fewer, more))
+    assert 0.0 < longer <= shorter <= 1.0
 
 
 @settings(max_examples=60, deadline=None)
@@ -211,23 +225,23 @@ def test_rules_take_any_text(transcript: str, instruction: str, summary: str) ->
     reward = apply_gates(task)
     assert reward is None or (isinstance(reward, Reward) and reward.value == 0.0 and reward.gate)
     assert 0.0 <= length_penalty(task) <= 1.0
-    score = lexical_score(task)
+    score = lexical_overlap(task)
     assert math.isfinite(score)
     assert 0.0 <= score <= 1.0
 
 
-def test_lexical_score_by_hand() -> None:
+def test_lexical_overlap_by_hand() -> None:
     # Four distinct content words, all fit the allowance; two of three summary words were said: P = 2/3, R = 2/4.
     task = JudgeTask("alpha beta gamma delta", ASK, "alpha beta omega")
-    assert lexical_score(task) == pytest.approx(2 * (2 / 3) * (1 / 2) / (2 / 3 + 1 / 2))
-    assert lexical_score(JudgeTask("alpha", ASK, "omega")) == 0.0
-    assert lexical_score(JudgeTask("", ASK, "omega")) == 0.0
+    assert lexical_overlap(task) == pytest.approx(2 * (2 / 3) * (1 / 2) / (2 / 3 + 1 / 2))
+    assert lexical_overlap(JudgeTask("alpha", ASK, "omega")) == 0.0
+    assert lexical_overlap(JudgeTask("", ASK, "omega")) == 0.0
 
 
-def test_lexical_score_ranks_true_over_foreign_and_padded() -> None:
-    true = lexical_score(JudgeTask(TRANSCRIPT, ASK, GOOD))
-    foreign = lexical_score(JudgeTask(TRANSCRIPT, ASK, "The choir rehearses at noon in the old town hall."))
-    padded = lexical_score(
+def test_lexical_overlap_ranks_true_over_foreign_and_padded() -> None:
+    true = lexical_overlap(JudgeTask(TRANSCRIPT, ASK, GOOD))
+    foreign = lexical_overlap(JudgeTask(TRANSCRIPT, ASK, "The choir rehearses at noon in the old town hall."))
+    padded = lexical_overlap(
         JudgeTask(TRANSCRIPT, ASK, GOOD + " In other words everything mentioned remains important." * 9)
     )
     assert true > padded > foreign

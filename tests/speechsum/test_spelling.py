@@ -15,6 +15,7 @@ from speechsum.spelling import spell_numbers
         ("300 of 3,000 and 2500", "three hundred of three thousand and two thousand five hundred"),
         ("It cost $85.", "It cost eighty five dollars."),
         ("999,999", "nine hundred ninety nine thousand nine hundred ninety nine"),
+        ("July 5th, 3rd, the 1990s, mp3, $20 million", "July 5th, 3rd, the 1990s, mp3, $20 million"),
         ("at 5:15 for 3.5 percent, 20% of 1,000,000", "at 5:15 for 3.5 percent, 20% of 1,000,000"),
     ],
 )

@@ -18,6 +18,18 @@ VOCABULARY = ("twenty dollars", "twenty five dollars", "twenty", "Monday", "Thur
 
 def test_words_drop_case_and_punctuation_and_part_hyphens() -> None:
     assert words("Twenty-five, at nine O\u2019Clock!") == ("twenty", "five", "at", "nine", "oclock")
+    assert words("a_b 3.5% cafe\u0301") == ("a", "b", "3", "5", "caf\u00e9")
+
+
+def test_words_of_other_scripts() -> None:
+    assert words("\u092c\u0948\u0920\u0915 \u0939\u0948\u0964") == (
+        "\u092c\u0948\u0920\u0915",
+        "\u0939\u0948",
+    )  # vowel signs stay
+    assert words("\u8ba8\u8bba\u4e86\u9884\u7b97\u3002") == tuple(
+        "\u8ba8\u8bba\u4e86\u9884\u7b97"
+    )  # a character is a word
+    assert fact_recall("\u4eca\u5929\u8ba8\u8bba\u4e86\u9884\u7b97\u3002", ["\u9884\u7b97"]) == 1.0
 
 
 @pytest.mark.parametrize(
