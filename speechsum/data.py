@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from speechsum.audio import DEFAULT_LIMITS, AudioError, AudioLimits, inspect_audio, inspect_encoded
 from speechsum.errors import UserError
+from speechsum.textscores import words
 from speechsum.types import AudioRef, Prompt
 
 REQUIRED = ("id", "audio", "instruction")
@@ -302,7 +303,7 @@ class _Reader:
         audio = self._field(row, name, "audio", partial(self._audio, row.number))
         instruction = self._field(row, name, "instruction", _required_text)
         texts = {key: self._field(row, name, key, _text) or "" for key in OPTIONAL_TEXT}
-        lists = {key: self._field(row, name, key, _texts) or () for key in LISTS}
+        lists = {key: self._field(row, name, key, _facts) or () for key in LISTS}
         if len(self.problems) > before or audio is None or instruction is None:
             return []
         prompt = Prompt(name, audio, instruction, **texts, **lists)  # type: ignore[arg-type]
@@ -389,12 +390,20 @@ def _required_text(value: Any) -> str:
     return text
 
 
-def _texts(value: Any) -> tuple[str, ...]:
+def _facts(value: Any) -> tuple[str, ...]:
     if value is None:
         return ()
     if not isinstance(value, list):
         raise _Invalid(f"is a {type(value).__name__}; write a list of strings")
-    return tuple(_required_text(item) for item in value)
+    return tuple(_fact(item) for item in value)
+
+
+def _fact(value: Any) -> str:
+    """Facts are looked for by their words, so one without any could never be told."""
+    fact = _required_text(value)
+    if not words(fact):
+        raise _Invalid(f"{fact!r} has no letter or digit; write the fact in words, or take it out")
+    return fact
 
 
 def contained_path(text: str, root: str) -> str:

@@ -155,6 +155,7 @@ BAD_ROWS: dict[str, tuple[Any, str, str]] = {
     "string as facts": (row(facts="x"), "facts", "is a str; write a list of strings"),
     "number among facts": (row(facts=["x", 1]), "facts", "is a int; write a string"),
     "null among facts": (row(clip_facts=[None]), "clip_facts", "missing or empty"),
+    "fact without a word": (row(facts=["x", "!"]), "facts", "'!' has no letter or digit; write the fact in words"),
     "no such file": (row(audio="none.wav"), "audio", "no such file"),
     "truncated audio": (row(audio="cut.wav"), "audio", "is truncated"),
     "audio folder": (row(audio="clips"), "audio", "not a regular file"),
