@@ -262,9 +262,8 @@ def evaluate(options: argparse.Namespace) -> int:
     overrides += [] if options.rows is None else [f"eval.rows={json.dumps(options.rows)}"]
     config = load_recipe(options.recipe or STANDALONE, overrides)
     if options.judge_recipe is not None:
-        second = load_recipe(options.judge_recipe).judge
-        config = config.model_copy(update={"eval": config.eval.model_copy(update={"second_judge": second})})
-    if "pairwise" in {judge.kind for judge in (config.judge, config.eval.second_judge) if judge}:
+        config = _with_second_judge(config, options.judge_recipe)
+    if config.judge.kind == "pairwise":
         raise UserError("judge.kind = 'pairwise' gives no summary a score, which eval needs; set it to 'rubric'")
     checkpoints = _named_checkpoints(options.checkpoint)
     if not checkpoints and BASE not in config.eval.rows:
@@ -282,6 +281,18 @@ def evaluate(options: argparse.Namespace) -> int:
     evaluate_checkpoints(checkpoints, options.data, options.out, config, options.clips, options.players, trained)
     print(f"wrote {', '.join(map(str, files))}")
     return 0
+
+
+def _with_second_judge(config: RunConfig, recipe: Path) -> RunConfig:
+    """`config` with the judge of another `recipe` beside its own; a teacher does not come along."""
+    from speechsum.config import TEACHER, load_recipe, parse
+
+    judge = load_recipe(recipe).judge
+    if judge.kind == "likelihood" and judge.path == TEACHER:
+        raise UserError(f"--judge-recipe: judge.path = 'teacher' in {recipe}; name the folder of that judge there")
+    tree = config.model_dump()
+    tree["eval"]["second_judge"] = judge.model_dump()
+    return parse(tree, source=f"--judge-recipe {recipe}")
 
 
 def _named_checkpoints(texts: Sequence[str]) -> dict[str, Path]:

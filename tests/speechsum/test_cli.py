@@ -447,6 +447,25 @@ def test_eval_needs_a_judge_that_scores(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(
+    ("judge", "complaint"),
+    [
+        ('path = "teacher"', "judge.path = 'teacher' in {recipe}; name the folder of that judge there"),
+        ('kind = "pairwise"\nendpoint = { url = "http://judge/v1", model = "big" }', "eval.second_judge.kind"),
+    ],
+)
+def test_a_second_judge_that_could_not_score_is_refused_before_the_work(
+    judge: str, complaint: str, recipe: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    fake_module(monkeypatch, "cluster.evaluate", evaluate_checkpoints=lambda *given: pytest.fail("worked"))
+    others = RECIPE.replace("[[stage]]", f'[eval]\nclips = 0\n[teacher]\npath = "starter"\n[judge]\n{judge}\n[[stage]]')
+    recipe.write_text(others)
+    paths = ["--checkpoint", str(tmp_path), "--data", str(tmp_path), "--out", str(tmp_path / "o.json")]
+    assert cli.main(["eval", *paths, "--judge-recipe", str(recipe)]) == 2
+    assert complaint.format(recipe=recipe) in one_sentence(capsys)
+
+
+@pytest.mark.parametrize(
     ("given", "named"),
     [
         (["sft=a", "a"], {"sft": "a", "a": "a"}),
