@@ -600,9 +600,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def _descend(node: Any, part: str, override: str) -> Any:
-    if isinstance(node, list):
-        return node[_index(node, part, override)]
-    child = node.setdefault(part, {})
+    child = node[_index(node, part, override)] if isinstance(node, list) else node.setdefault(part, {})
     if not isinstance(child, dict | list):
         raise UserError(f"override {override!r}: {part!r} is a value, not a section")
     return child
@@ -610,7 +608,7 @@ def _descend(node: Any, part: str, override: str) -> Any:
 
 def _index(items: list[Any], part: str, override: str) -> int:
     """A list is addressed by position or, for stages, by name."""
-    if part.isdigit() and int(part) < len(items):
+    if part.isdecimal() and int(part) < len(items):
         return int(part)
     for i, item in enumerate(items):
         if isinstance(item, dict) and item.get("name") == part:

@@ -150,10 +150,14 @@ def test_the_switches_of_grpo_go_together(recipe: Path) -> None:
         ("=3", "not of the form"),
         ("stage.nope.steps=3", "no entry 'nope'"),
         ("stage.7.steps=3", "no entry '7'"),
+        ("stage.².steps=3", "no entry '²'"),
         ("name.inner=3", "is a value, not a section"),
+        ("eval.rows.0.x=1", "'0' is a value, not a section"),
+        ("eval.rows.0.x.y=1", "'0' is a value, not a section"),
     ],
 )
 def test_an_override_that_cannot_be_applied(recipe: Path, override: str, words: str) -> None:
+    recipe.write_text(recipe.read_text() + "\n[eval]\nrows = ['base']\n")
     assert words in refusal(recipe, override)
 
 
