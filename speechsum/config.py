@@ -500,10 +500,11 @@ class RunConfig(Section):
                 f"rollout.sync = {self.rollout.sync!r} goes from GPU to GPU; give learner.gpus_per_rank and "
                 "rollout.gpus_per_actor a share, or set rollout.sync to 'adapter'"
             )
+        longest = "rollout" if self.rollout.max_tokens >= self.eval.max_tokens else "eval"
         needed = self.model.max_prompt_tokens + max(self.rollout.max_tokens, self.eval.max_tokens)
         if needed > self.rollout.engine.max_model_len:
             raise ValueError(
-                f"model.max_prompt_tokens + rollout.max_tokens = {needed} exceeds rollout.engine.max_model_len = "
+                f"model.max_prompt_tokens + {longest}.max_tokens = {needed} exceeds rollout.engine.max_model_len = "
                 f"{self.rollout.engine.max_model_len}; raise the latter or lower the former"
             )
         return self
