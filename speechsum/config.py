@@ -511,8 +511,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _pools_have_room(self) -> Self:
-        for role in ("rollout", "judge"):
-            chosen: PooledSection = getattr(self, role)
+        second = {"eval.second_judge": self.eval.second_judge} if self.eval.second_judge else {}
+        for role, chosen in {"rollout": self.rollout, "judge": self.judge, **second}.items():
             low, high = chosen.bounds.min, chosen.bounds.max
             if low > high:
                 raise ValueError(f"{role}.pool.min = {low} exceeds {role}.pool.max = {high}; lower it")

@@ -110,6 +110,7 @@ def test_an_unknown_key_comes_with_the_nearest_known_one(recipe: Path, override:
         ("seed=many", "'seed' = \"many\""),
         ("rollout.pool={ min = 3, max = 2 }", "rollout.pool.min = 3 exceeds rollout.pool.max = 2; lower it"),
         ("judge.pool={ min = 2, max = 4 }", "judge.pool holds 2 to 4; set judge.actors to 2"),
+        ("eval.second_judge.pool={ min = 3, max = 1 }", "eval.second_judge.pool.min = 3 exceeds"),
         ("rollout.pool={ max = 2, sync = 1 }", "unknown key 'rollout.pool.sync'"),
         ("rollout.resources={ GPU = 1 }", "'GPU', which Ray counts itself"),
         ("judge.resources={ judge = 0 }", "judge.resources.judge"),
