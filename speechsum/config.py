@@ -636,7 +636,13 @@ def _explain(error: Any, section: type[Section]) -> str:
         return f"{where!r} is missing; add it"
     if error["type"] == "value_error":
         return message
-    return f"{where!r} = {json.dumps(error['input'], default=str)}: {message[0].lower()}{message[1:]}"
+    given = "" if _may_hold_a_secret(error) else f" = {json.dumps(error['input'], default=str)}"
+    return f"{where!r}{given}: {message[0].lower()}{message[1:]}"
+
+
+def _may_hold_a_secret(error: Any) -> bool:
+    """What an endpoint is given, and what stands in the place of a whole section."""
+    return "endpoint" in error["loc"] or error["type"] == "model_type"
 
 
 def _all_keys(section: type[Section]) -> list[str]:

@@ -22,7 +22,10 @@ Resources = Annotated[dict[str, Annotated[float, Field(gt=0)]], AfterValidator(_
 
 
 class Section(BaseModel):
-    """Frozen, and keys it does not know are refused. What is wrong may be a secret, so errors do not quote it."""
+    """Frozen, and keys it does not know are refused.
+
+    What is wrong may be a secret, so errors do not quote it; `config` quotes again what can be none.
+    """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), hide_input_in_errors=True

@@ -214,6 +214,25 @@ def test_a_secret_in_a_recipe_is_refused_and_not_repeated(recipe: Path, judge: s
     assert "hunter2" not in text
 
 
+@pytest.mark.parametrize("judge", ["judge", "eval.second_judge"])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "=https://me:hunter2@host/v1",
+        "=[{ endpoint = { url = 'https://me:hunter2@host/v1' } }]",
+        ".endpoint=https://me:hunter2@host/v1",
+        ".endpoint.url=['https://me:hunter2@host/v1']",
+        ".endpoint.api_key_env=['hunter2']",
+        ".endpoint.concurrency=hunter2",
+    ],
+)
+def test_a_secret_in_the_wrong_place_is_not_repeated_either(recipe: Path, judge: str, setting: str) -> None:
+    text = refusal(recipe, f"{judge}{setting}")
+    assert f"'{judge}{setting.partition('=')[0]}" in text
+    assert ": input should be a valid" in text
+    assert "hunter2" not in text
+
+
 def test_errors_of_a_section_do_not_quote_what_they_refuse() -> None:
     with pytest.raises(ValidationError) as refused:
         EndpointConfig(api_key_env="hunter2")
