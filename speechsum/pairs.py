@@ -135,17 +135,16 @@ def read_pairs(source: str | Path) -> list[Pair]:
     path = Path(source)
     if (path / FOLDER).is_dir():
         pairs = _of_ledger(path)
-    elif path.suffix == ".jsonl":
-        pairs = [_pair(row, path, number) for number, row in _json_lines(path)]
     else:
-        pairs = [_pair(row, path, number) for number, row in enumerate(_parquet_rows(path), start=1)]
+        rows = _json_lines(path) if path.suffix == ".jsonl" else _parquet_rows(path)
+        pairs = [_pair(row, path, number) for number, row in rows]
     if not pairs:
         raise UserError(f"{path} holds no pairs; run a dpo stage without `pairs` to make some, or name another file")
     return pairs
 
 
 def _of_ledger(folder: Path) -> list[Pair]:
-    """A pair is the two rows that share group, step and pair number."""
+    """A pair is the two rows that share run, stage, epoch, prompt and pair number."""
     sides: dict[tuple[object, ...], dict[bool, dict[str, Any]]] = {}
     for row in read_ledger(folder).to_pylist():
         if row["pair"] is not None:
@@ -170,16 +169,24 @@ def _json_lines(path: Path) -> list[tuple[int, object]]:
             continue
         try:
             rows.append((number, json.loads(line)))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, row {number}: not JSON ({error}); write one object a line") from None
     return rows
 
 
-def _parquet_rows(path: Path) -> list[object]:
+def _parquet_rows(path: Path) -> list[tuple[int, object]]:
+    """Rows and their numbers, from 1. Each for itself, as pyarrow checks that a text is UTF-8 only here."""
     try:
-        return list(pq.read_table(path).to_pylist())
+        table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"cannot read {path}: {error}; name a run folder, a Parquet or a JSONL file") from None
+    rows: list[object] = []
+    for batch in table.to_batches(max_chunksize=1):
+        try:
+            rows += batch.to_pylist()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}, row {len(rows) + 1}: not UTF-8 ({error}); write the texts as UTF-8") from None
+    return list(enumerate(rows, start=1))
 
 
 def _pair(row: object, path: Path, number: int) -> Pair:
@@ -188,6 +195,10 @@ def _pair(row: object, path: Path, number: int) -> Pair:
     for name, text in zip(COLUMNS, texts, strict=True):
         if not isinstance(text, str) or not text.strip():
             raise UserError(f"{path}, row {number}: {name} is missing or no text; give {', '.join(COLUMNS)}")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:  # JSON can spell half a character
+            raise UserError(f"{path}, row {number}: {name} is not UTF-8 ({error}); write the text as UTF-8") from None
     prompt_id, chosen, rejected = (str(text) for text in texts)
     if chosen == rejected:
         raise UserError(f"{path}, row {number}: chosen and rejected are the same text; drop the row")

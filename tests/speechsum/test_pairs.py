@@ -153,6 +153,8 @@ def test_pairs_of_a_run(tmp_path: Path):
         ("broken.parquet", "PAR1", "cannot read"),
         ("empty.jsonl", "", "holds no pairs"),
         ("broken.jsonl", '{"prompt_id"', "row 1: not JSON"),
+        ("deep.jsonl", "[" * 200_000, "row 1: not JSON"),
+        ("half.jsonl", json.dumps(ROWS[0] | {"rejected": "no \ud800"}), "row 1: rejected is not UTF-8"),
         ("list.jsonl", "[1]", "row 1: prompt_id is missing"),
         ("short.jsonl", json.dumps(ROWS[0]) + '\n{"prompt_id": "b", "chosen": "x"}', "row 2: rejected is missing"),
         ("same.jsonl", '{"prompt_id": "b", "chosen": "x", "rejected": "x"}', "row 1: chosen and rejected are the same"),
@@ -163,4 +165,12 @@ def test_a_bad_file_of_pairs_is_told_by_row(tmp_path: Path, name: str, text: str
     if text is not None:
         path.write_text(text)
     with pytest.raises(UserError, match=message):
+        read_pairs(path)
+
+
+def test_parquet_that_is_not_utf8_is_told_by_row(tmp_path: Path):
+    latin = pa.array([b"yes", b"caf\xe9"]).view(pa.string())
+    path = tmp_path / "latin.parquet"
+    pq.write_table(pa.table({"prompt_id": ["a", "b"], "chosen": latin, "rejected": ["no", "tea"]}), path)
+    with pytest.raises(UserError, match=r"row 2: not UTF-8 .*; write the texts as UTF-8"):
         read_pairs(path)
