@@ -316,10 +316,11 @@ def _report_files(out: Path) -> list[Path]:
     """The figures, the table and the page, none of which may take the place of another."""
     if out.suffix in (".md", ".html"):
         raise UserError(f"--out: {out} is where the table or the page goes; name the JSON file, such as F.json")
-    files = [out, out.with_suffix(".md"), out.with_suffix(".html")]
-    for file in files:
+    _must_be_writable(out, "--out")
+    beside = [out.with_suffix(".md"), out.with_suffix(".html")]
+    for file in beside:
         _must_be_writable(file, "--out")
-    return files
+    return [out, *beside]
 
 
 def judge_score(options: argparse.Namespace) -> int:
@@ -433,7 +434,7 @@ def _must_exist(path: Path, option: str) -> None:
 
 def _must_be_writable(path: Path, option: str) -> None:
     """Told before the work whose result would be lost."""
-    folder = next(parent for parent in path.absolute().parents if os.path.exists(parent))
+    folder = next((parent for parent in path.absolute().parents if os.path.exists(parent)), path)  # "/" has none
     if os.path.isdir(path) or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UserError(f"{option}: {path} cannot be written; name a file in a folder that can")
 

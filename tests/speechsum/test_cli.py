@@ -507,7 +507,7 @@ def test_what_eval_refuses(
     assert complaint in one_sentence(capsys)
 
 
-@pytest.mark.parametrize("out", ["there", "there/file/o.json"])
+@pytest.mark.parametrize("out", ["there", "there/file/o.json", ".", "/"])
 def test_a_result_that_could_not_be_written_is_refused_before_the_work(
     out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
