@@ -88,9 +88,12 @@ def stands(form: str, text: str) -> bool:
 
 def swapped(text: str, stand_ins: Mapping[str, str]) -> str:
     """All swaps at once, so that none undoes another; capitals stay where they were."""
-    by_form = {form.lower(): other for form, other in stand_ins.items()}
     either = "|".join(_whole(form).pattern for form in sorted(stand_ins, key=len, reverse=True))
-    return re.sub(either, lambda hit: _capital_like(hit[0], by_form[hit[0].lower()]), text, flags=re.IGNORECASE)
+
+    def stand_in(hit: re.Match[str]) -> str:  # asked of the patterns: to them more letters are one than to `lower`
+        return _capital_like(hit[0], next(other for form, other in stand_ins.items() if _whole(form).fullmatch(hit[0])))
+
+    return re.sub(either, stand_in, text, flags=re.IGNORECASE)
 
 
 def swapped_word(sort: str, text: str, said: str, rng: random.Random) -> str | None:
@@ -108,7 +111,7 @@ def _alternatives(word: str, rng: random.Random) -> Sequence[str]:
     if word.isdecimal():
         low = 10 ** (len(word) - 1)
         return [str(rng.randrange(low, 10 * low)) for _ in range(20)]
-    return next(members for members in _SETS if word.lower() in {member.lower() for member in members})
+    return next(members for members in _SETS if any(stands(member, word) for member in members))
 
 
 def shuffled(text: str, rng: random.Random) -> str | None:
