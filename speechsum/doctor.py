@@ -186,10 +186,15 @@ def machine() -> Iterator[Check]:
     memory = _memory_gb()
     remedy = "close other programs, or lower data.speech.*_clips and the engines' kv_cache_gb"
     yield _at_least("memory", memory, MEMORY_GB, f"{memory:.1f} GB free", remedy)
-    for label, folder in (("disk here", Path.cwd()), ("disk for the cache", Path.home())):
+    for label, folder in (("disk here", Path.cwd()), ("disk for the cache", _existing(Path.home()))):
         free = shutil.disk_usage(folder).free / 1e9
         yield _at_least(label, free, DISK_GB, f"{free:.0f} GB free at {folder}", "free some space")
     yield shared_memory(Path("/dev/shm"))
+
+
+def _existing(folder: Path) -> Path:
+    """`folder`, or the nearest above it that is there: on its disk the folder would be made."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
 
 
 def shared_memory(folder: Path) -> Check:

@@ -38,6 +38,12 @@ def test_the_trap_of_builds_for_another_device_has_a_way_out() -> None:
     assert rows["torch"].state is State.OK
 
 
+def test_a_home_that_is_not_there_has_the_disk_it_would_be_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "none" / "me"))
+    (cache,) = (check for check in doctor.machine() if check.name == "disk for the cache")
+    assert cache.found.endswith(f" GB free at {tmp_path}")
+
+
 def test_too_little_shared_memory_is_a_warning(tmp_path: Path) -> None:
     assert "--shm-size" in doctor.shared_memory(tmp_path / "none").remedy
 
