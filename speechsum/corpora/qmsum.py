@@ -62,7 +62,7 @@ class Query:
             return 0, count - 1
         try:
             ends = [(int(first), int(last)) for first, last in self.spans]
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):  # Infinity is a number to `json`
             return SpanFault.OUT_OF_RANGE
         if not ends:
             return SpanFault.NO_SPAN

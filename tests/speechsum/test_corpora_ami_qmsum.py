@@ -265,6 +265,7 @@ def test_the_same_input_gives_the_same_files(ami: Path, qmsum: Path) -> None:
         (query((3, 2)), "out_of_range"),
         (query(("two", 3)), "out_of_range"),
         (query((2, 3), relevant_text_span="2-3"), "out_of_range"),
+        (query((2, 3), relevant_text_span=[[2, float("inf")]]), "out_of_range"),
         (query(), "no_span"),
         (query((2, 3), answer=" {gap} "), "no_text"),
         (query((2, 3), query=""), "no_text"),
