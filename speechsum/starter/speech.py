@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from speechsum.audio import SAMPLE_RATE
+from speechsum.files import whole_file
 from speechsum.starter.grammar import (
     GRAMMAR_VERSION,
     REQUEST_KINDS,
@@ -144,9 +145,8 @@ def _is_finished(manifest: Path, order: _Order) -> bool:
 
 def _write_manifest(manifest: Path, order: _Order, rows: list[dict[str, object]]) -> None:
     table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata({_METADATA_KEY: _metadata(order)}))
-    unfinished = manifest.with_suffix(".unfinished")
-    pq.write_table(table, unfinished)
-    unfinished.replace(manifest)
+    with whole_file(manifest) as sink:
+        pq.write_table(table, sink)
 
 
 def _spoken_blocks(out_dir: Path, order: _Order, workers: int) -> Iterator[list[dict[str, object]]]:

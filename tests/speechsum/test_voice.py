@@ -1,5 +1,6 @@
 """The voices speak what they should, and a set is the same bytes each time it is made."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -145,6 +146,14 @@ def test_an_interrupted_run_leaves_no_manifest(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         speech.synthesize(tmp_path, clips=1, seed=2, held_out=False, kinds=None, progress=interrupt)
     assert not manifest.exists()
+
+
+def test_a_manifest_is_on_disk_before_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr("os.fsync", lambda file: flushed.append(os.fstat(file).st_size))
+    manifest = speech.synthesize(tmp_path, clips=1, seed=1, held_out=False, kinds=None)
+    assert flushed == [manifest.stat().st_size]
+    assert {path.name for path in tmp_path.iterdir()} == {manifest.name, "audio"}
 
 
 @pytest.mark.parametrize("wrong", [{"clips": 0}, {"workers": 0}, {"kinds": ["haiku"]}, {"kinds": []}, {"terse": 1.5}])
