@@ -9,7 +9,6 @@ et al. 2025 (arXiv 2509.19631): diverse requests, filtered by importance.
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from speechsum.prompting import CONTROL_TOKEN
-from speechsum.rubric import quoted
+from speechsum.rubric import parse_object, quoted
 from speechsum.types import FailureKind, JudgeFailure
 from speechsum.wording import words
 
@@ -183,11 +182,10 @@ def parse_ratings(text: str, count: int) -> Rated:
 
 
 def _list_in(text: str, key: str, count: int) -> list[Any] | JudgeFailure:
-    try:
-        answer = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return JudgeFailure(FailureKind.INVALID_JSON, type(error).__name__)
-    found = answer.get(key) if isinstance(answer, dict) else None
+    answer = parse_object(text)
+    if isinstance(answer, JudgeFailure):
+        return answer
+    found = answer.get(key)
     if not isinstance(found, list):
         return JudgeFailure(FailureKind.MISSING_FIELD, f"no list {key}")
     if len(found) != count:

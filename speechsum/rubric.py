@@ -144,7 +144,7 @@ def _marks(chances: Mapping[str, float], before: str, after: str) -> dict[int, f
 
 
 def parse_object(text: str) -> dict[str, Any] | JudgeFailure:
-    """A judge's answer as the JSON object that it has to be, or why it is none. Never raises.
+    """A model's answer as the JSON object that it has to be, or why it is none. Never raises.
 
     It must be the object and nothing else (one Markdown fence around all of it is taken off): an object picked out of
     prose could be one that the summary planted there.

@@ -58,14 +58,16 @@ def test_answers_are_read_as_their_schema_says() -> None:
     assert rate_schema(2)["properties"]["ratings"]["maxItems"] == 2
     assert parse_queries('{"queries": ["What \\n is decided?", "Who?"]}', 2) == ("What is decided?", "Who?")
     assert parse_ratings('{"ratings": [{"importance": 5, "answered": 1}]}', 1) == (Rating(5, 1),)
+    assert parse_queries('```json\n{"queries": ["Who?"]}\n```', 1) == ("Who?",)
 
 
 @pytest.mark.parametrize(
     ("parse", "text", "kind"),
     [
         (parse_queries, "Sure! 1. What?", "invalid_json"),
-        (parse_queries, "[" * 100_000, "invalid_json"),
-        (parse_queries, '["What?"]', "missing_field"),
+        (parse_queries, "I'm sorry, I cannot help with that.", "refused"),
+        (parse_queries, "[" * 50_000, "invalid_json"),
+        (parse_queries, '["What?"]', "invalid_json"),
         (parse_queries, '{"queries": "What?"}', "missing_field"),
         (parse_queries, '{"queries": ["?"]}', "missing_field"),
         (parse_queries, '{"queries": ["What?", "Who?"]}', "out_of_range"),
