@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,20 @@ def test_what_is_there_twice_or_not_whole_is_told(tmp_path: Path, whole: list[Le
         "twice in the ledger is 1, not 0", "incomplete groups is 1, not 0",
     ]  # fmt: skip
     assert check(finished(tmp_path / "b", whole[1:])) == ["incomplete groups is 1, not 0"]
+
+
+def test_processes_that_end_meanwhile_do_not_keep_a_node_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[tuple[int, int]] = []
+    monkeypatch.setattr("os.kill", lambda process, sent: killed.append((process, sent)))
+    for process in ("1", "2", "3", "self"):
+        (tmp_path / process).mkdir()
+    for process in ("2", "3"):
+        (tmp_path / process / "cmdline").write_bytes(b"/ray/core/src/ray/raylet/raylet\0--static")
+    with pytest.raises(AssertionError, match="no raylet of node ab"):
+        elastic_demo._kill_node("ab", tmp_path)
+    (tmp_path / "3" / "environ").write_bytes(b"HOME=/\0RAY_OVERRIDE_NODE_ID_FOR_TESTING=ab\0")
+    elastic_demo._kill_node("ab", tmp_path)
+    assert killed == [(3, signal.SIGKILL)]
 
 
 def test_throughput_by_hand() -> None:

@@ -201,14 +201,15 @@ def _rollout_nodes() -> list[str]:
     return [a["Address"]["NodeID"] for a in actors if a["State"] == "ALIVE" and "RolloutActor" in a["ActorClassName"]]
 
 
-def _kill_node(node: str) -> None:
+def _kill_node(node: str, processes: Path = Path("/proc")) -> None:
     """What a machine without power does: the raylet is gone at once, and its actors with it."""
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or b"raylet/raylet" not in (entry / "cmdline").read_bytes().split(b"\0")[0]:
-            continue
-        if f"RAY_OVERRIDE_NODE_ID_FOR_TESTING={node}".encode() in (entry / "environ").read_bytes():
-            os.kill(int(entry.name), signal.SIGKILL)
-            return
+    for entry in processes.iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # others end while they are looked at
+            if not entry.name.isdigit() or b"raylet/raylet" not in (entry / "cmdline").read_bytes().split(b"\0")[0]:
+                continue
+            if f"RAY_OVERRIDE_NODE_ID_FOR_TESTING={node}".encode() in (entry / "environ").read_bytes():
+                os.kill(int(entry.name), signal.SIGKILL)
+                return
     raise AssertionError(f"no raylet of node {node}")
 
 
