@@ -4,19 +4,9 @@ import random
 
 import pytest
 
-from speechsum.starter import grammar
-from speechsum.starter.grammar import (
-    FACT_VOCABULARY,
-    FRAMES,
-    HELD_OUT_PATTERNS,
-    TALK_KINDS,
-    TRAIN_PATTERNS,
-    Frame,
-    sample_request,
-    sample_talk,
-    sample_words,
-    slot_names,
-)
+from speechsum.starter import grammar, sentences
+from speechsum.starter.grammar import TALK_KINDS, sample_request, sample_talk, sample_words, slot_names
+from speechsum.starter.sentences import FACT_VOCABULARY, FRAMES, HELD_OUT_PATTERNS, TRAIN_PATTERNS, Frame
 from speechsum.textscores import fact_precision, fact_recall, words
 
 VOCABULARY = frozenset(FACT_VOCABULARY)
@@ -26,7 +16,7 @@ VOCABULARY = frozenset(FACT_VOCABULARY)
 def test_all_patterns_of_a_frame_fill_the_same_slots(frame: Frame) -> None:
     slots = set(slot_names(frame.train[0]))
     assert 3 <= len(slots) <= 4
-    assert slots <= set(grammar.SLOTS)
+    assert slots <= set(sentences.SLOTS)
     for pattern in (*frame.train, *frame.held_out, *frame.sentences, *frame.bullets):
         assert set(slot_names(pattern)) == slots, pattern
     assert bool(frame.task) == ("owner" in slots)
@@ -64,10 +54,10 @@ def _overlap(left: str, right: str) -> float:
 
 
 @pytest.mark.parametrize(("train", "held_out"), [
-    (grammar.TRAIN_OPENERS, grammar.HELD_OUT_OPENERS),
-    (grammar.TRAIN_ASIDES, grammar.HELD_OUT_ASIDES),
-    (grammar.TRAIN_CORRECTIONS, grammar.HELD_OUT_CORRECTIONS),
-    *((grammar.TRAIN_INSTRUCTIONS[kind], grammar.HELD_OUT_INSTRUCTIONS[kind]) for kind in grammar.TRAIN_INSTRUCTIONS),
+    (sentences.TRAIN_OPENERS, sentences.HELD_OUT_OPENERS),
+    (sentences.TRAIN_ASIDES, sentences.HELD_OUT_ASIDES),
+    (sentences.TRAIN_CORRECTIONS, sentences.HELD_OUT_CORRECTIONS),
+    *((trained, sentences.HELD_OUT_INSTRUCTIONS[kind]) for kind, trained in sentences.TRAIN_INSTRUCTIONS.items()),
 ])  # fmt: skip
 def test_held_out_habits_and_wordings_are_disjoint(train: tuple[str, ...], held_out: tuple[str, ...]) -> None:
     assert train
@@ -76,7 +66,7 @@ def test_held_out_habits_and_wordings_are_disjoint(train: tuple[str, ...], held_
 
 
 @pytest.mark.parametrize("held_out", [False, True])
-@pytest.mark.parametrize("kind", grammar.TRAIN_INSTRUCTIONS)
+@pytest.mark.parametrize("kind", sentences.TRAIN_INSTRUCTIONS)
 def test_references_hold_the_asked_facts_and_no_false_one(kind: str, held_out: bool) -> None:
     rng = random.Random(11)
     asked = 0
@@ -104,7 +94,7 @@ def test_some_kinds_are_kept_from_training() -> None:
     rng = random.Random(5)
     for kind in grammar.HELD_OUT_REQUESTS:
         assert kind in grammar.REQUEST_KINDS
-        assert kind not in (*grammar.TRAIN_INSTRUCTIONS, *grammar.SUMMARY_REQUESTS)
+        assert kind not in (*sentences.TRAIN_INSTRUCTIONS, *grammar.SUMMARY_REQUESTS)
         talk = sample_talk(rng, held_out=True)
         request = sample_request(rng, talk, True, [kind])
         assert request is not None
@@ -121,7 +111,7 @@ def test_words_are_facts_and_nothing_else() -> None:
         request = sample_request(rng, talk, False, ["words", "sentence"])
         assert request is not None
         assert request.kind == "words"
-        assert request.instruction in grammar.TRAIN_INSTRUCTIONS["transcription"]
+        assert request.instruction in sentences.TRAIN_INSTRUCTIONS["transcription"]
         assert request.reference.casefold() == ", ".join(talk.facts).casefold() + "."
         assert 1 <= len(talk.facts) <= 3
         assert set(talk.facts) <= FACT_VOCABULARY
