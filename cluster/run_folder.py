@@ -208,8 +208,7 @@ def _move_aside(path: Path) -> None:
             shutil.rmtree(older)
 
 
-def _progress(run: Path) -> int:
-    """How far a run came: 2 finished, 1 has a checkpoint, 0 neither."""
-    if (run / "summary.json").exists():
-        return 2
-    return int(any((run / "checkpoints").glob("step_*")))
+def _progress(run: Path) -> tuple[bool, str]:
+    """How far a run came, to be compared: whether it finished, then the name of its newest checkpoint."""
+    newest = max((path.name for path in (run / "checkpoints").glob("step_??????")), default="")
+    return (run / "summary.json").exists(), newest

@@ -55,6 +55,16 @@ def test_starts_that_came_to_nothing_do_not_cost_the_finished_run_moved_aside(tm
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_run_moved_aside_is_kept_while_it_got_further(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    for seed, steps in enumerate((900, 10, 1000)):
+        folder = RunFolder.create(path, config(seed=seed), overwrite=True)
+        (folder.checkpoints / f"step_{steps:06d}").mkdir()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "run.old-1", "run.old-2"]
+    RunFolder.create(path, config(seed=3), overwrite=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "run.old-3"]
+
+
 def test_a_folder_is_reserved_without_being_made(tmp_path: Path) -> None:
     path = tmp_path / "run"
     RunFolder.reserve(path, config(), resume=False, overwrite=False)
