@@ -348,17 +348,18 @@ class Training:
         )  # fmt: skip
         try:
             for report in controller.run():
-                doubt = self.trust.doubt_after(progress.total_steps + 1)
                 self._record(stage, report)
                 done = report.step == stage.steps
                 progress.stage, progress.step = (index + 1, 0) if done else (index, report.step)
                 progress.version, progress.total_steps = controller.version, progress.total_steps + 1
-                leaving = self.stop.asked  # read once: a request that comes while saving waits for the next step
-                if done or leaving or doubt or report.step % stage.checkpoint_every == 0:
+                leaving = self.stop.asked
+                audits = not leaving and self.trust.due(progress.total_steps)
+                saved = done or leaving or audits or report.step % stage.checkpoint_every == 0
+                if saved:  # before an audit, which may take longer than a stop has time, or fail
                     self._save(controller)
-                if doubt:
+                if audits and (doubt := self.trust.doubt_after(progress.total_steps)):
                     raise RunError(doubt)
-                if leaving:
+                if saved and self.stop.asked:  # a request while nothing was saved waits for the next step
                     raise StopAsked
         except BaseException:  # an interrupt too: its last judgements say why a run stopped
             self.ledger.record(controller.abandon())

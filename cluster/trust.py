@@ -61,14 +61,15 @@ class JudgeTrust:
         if self._prompts and steps < self._steps and (doubt := self._audit(steps)):
             raise RunError(f"{doubt}; mend the judge, or set judge.audit.enforce = false to train under it as it is")
 
-    def doubt_after(self, steps: int) -> str:
-        """Audit again where that is due after `steps`; why the run has to end, or nothing."""
+    def due(self, steps: int) -> bool:
+        """Whether to audit again after `steps`."""
         chosen = self._config.judge.audit
-        if not self._prompts or chosen is None or not chosen.every or steps % chosen.every or steps == self._steps:
-            return ""
-        if doubt := self._audit(steps):
-            return f"{doubt}; step {steps} is saved: mend the judge and go on with --resume"
-        return ""
+        return bool(self._prompts and chosen and chosen.every and steps % chosen.every == 0 and steps != self._steps)
+
+    def doubt_after(self, steps: int) -> str:
+        """Audit again after `steps`, which are saved; why the run has to end, or nothing."""
+        doubt = self._audit(steps)
+        return doubt and f"{doubt}; step {steps} is saved: mend the judge and go on with --resume"
 
     def metrics(self) -> dict[str, float]:
         """The figures of an audit that were not told yet."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,18 +54,21 @@ class FakeLearner:
         pass
 
     def save(self, folder: Path, number: int, state: dict[str, Any]) -> None:
-        assert state["progress"]["step"] == number
+        assert state["progress"]["total_steps"] == number
         self.saved.append(number)
 
 
 class FakeTrust:
-    """Doubts the judge after one step."""
+    """Audits after one step, as it is told to."""
 
-    def __init__(self, doubted: int) -> None:
-        self.doubted = doubted
+    def __init__(self, after: int, audit: Callable[[], str]) -> None:
+        self.after, self.audit = after, audit
+
+    def due(self, steps: int) -> bool:
+        return steps == self.after
 
     def doubt_after(self, steps: int) -> str:
-        return "no judge to trust" if steps == self.doubted else ""
+        return self.audit()
 
     def metrics(self) -> dict[str, float]:
         return {"judge/audit_win_rate": 0.1}
@@ -100,27 +103,29 @@ class FakeWatch:
 class BareTraining(Training):
     """A run whose parts are the fakes above."""
 
-    def __init__(self, config: RunConfig, folder: Path, *, doubted: int, asked: bool) -> None:
+    def __init__(self, config: RunConfig, folder: Path, audit_after: int) -> None:
         self.config, self.folder, self.ledger = config, RunFolder(folder), Ledger(folder)
         self.learner, self.fake_watch = FakeLearner(), FakeWatch()
+        self.request, self.fake_trust = SimpleNamespace(asked=False), FakeTrust(audit_after, lambda: "")
         parts: dict[str, Any] = {
             "plan": SimpleNamespace(pairs={}), "crew": SimpleNamespace(learner=self.learner), "ports": FakePorts(),
             "watch": self.fake_watch, "memory": SimpleNamespace(last_gb=1.0, peak_gb=1.0),
-            "stop": SimpleNamespace(asked=asked), "trust": FakeTrust(doubted),
+            "stop": self.request, "trust": self.fake_trust,
         }  # fmt: skip
         self.__dict__.update(parts)
         self.stream, self.progress, self._counted_until = PromptStream(PROMPTS, 0), Progress(), 0.0
         self._saved_s = 0.0
 
 
-def training(folder: Path, *, doubted: int = 0, asked: bool = False) -> BareTraining:
+def training(folder: Path, *, audit_after: int) -> BareTraining:
     folder.joinpath("trajectories").mkdir()
     stage = {"name": "sft", "steps": 4, "groups_per_step": 2, "checkpoint_every": 3, "loss": {"kind": "sft"}}
-    return BareTraining(parse({"name": "n", "stage": [stage]}, "test"), folder, doubted=doubted, asked=asked)
+    return BareTraining(parse({"name": "n", "stage": [stage]}, "test"), folder, audit_after)
 
 
 def test_a_judge_that_is_doubted_ends_the_run_with_a_checkpoint(tmp_path: Path) -> None:
-    run = training(tmp_path, doubted=2)
+    run = training(tmp_path, audit_after=2)
+    run.fake_trust.audit = lambda: "no judge to trust"
     with pytest.raises(RunError, match="no judge to trust"):
         run._run_stage(0, run.config.stage[0])
     assert run.learner.saved == [2]
@@ -132,8 +137,42 @@ def test_a_judge_that_is_doubted_ends_the_run_with_a_checkpoint(tmp_path: Path) 
     ]  # fmt: skip
 
 
-def test_a_request_to_stop_does_too(tmp_path: Path) -> None:
-    run = training(tmp_path, asked=True)
+def test_a_judge_that_is_trusted_does_not(tmp_path: Path) -> None:
+    run = training(tmp_path, audit_after=2)
+    run._run_stage(0, run.config.stage[0])
+    assert run.learner.saved == [2, 3, 4]
+
+
+@pytest.mark.parametrize("after", [2, 3])
+def test_a_step_is_told_and_saved_before_the_judge_is_audited(tmp_path: Path, after: int) -> None:
+    """A checkpoint is due after step 3 anyway."""
+    run = training(tmp_path, audit_after=after)
+
+    def fail() -> str:
+        assert (run.learner.saved, len(run.fake_watch.steps)) == ([after], after)
+        raise RunError("the judge is gone")
+
+    run.fake_trust.audit = fail
+    with pytest.raises(RunError, match="the judge is gone"):
+        run._run_stage(0, run.config.stage[0])
+
+
+def test_a_request_to_stop_during_an_audit_waits_for_no_other_step(tmp_path: Path) -> None:
+    run = training(tmp_path, audit_after=2)
+
+    def hear() -> str:
+        run.request.asked = True
+        return ""
+
+    run.fake_trust.audit = hear
+    with pytest.raises(StopAsked):
+        run._run_stage(0, run.config.stage[0])
+    assert run.learner.saved == [2]
+
+
+def test_a_request_to_stop_ends_the_run_with_a_checkpoint_and_without_an_audit(tmp_path: Path) -> None:
+    run = training(tmp_path, audit_after=1)
+    run.request.asked, run.fake_trust.audit = True, lambda: "no judge to trust"
     with pytest.raises(StopAsked):
         run._run_stage(0, run.config.stage[0])
     assert run.learner.saved == [1]
