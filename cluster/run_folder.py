@@ -10,7 +10,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +20,24 @@ from speechsum.errors import UserError
 from speechsum.files import write_whole
 
 SHOWN_DIFFERENCES = 8
+
+_PLACES = ("actors", "resources", "gpus_per_actor", "call_timeout_s")
+_CALLS = (
+    "url", "api_key_env", "timeout_s", "retries", "retry_share", "concurrency", "circuit_after", "circuit_cooldown_s"
+)  # fmt: skip
+MAY_CHANGE = (
+    # what is kept and shown
+    "keep_checkpoints", "watch",
+    # when a run gives up
+    "judge.audit", "judge.max_failure_share", "judge.failure_window",
+    # who works where, and how long it is waited for; a checkpoint is of any number of ranks
+    "rollout.pool", "judge.pool",
+    *(f"{role}.{key}" for role in ("rollout", "judge", "teacher", "eval.second_judge") for key in _PLACES),
+    *(f"learner.{key}" for key in ("ranks", "threads_per_rank", "gpus_per_rank", "resources", "collective_timeout_s")),
+    # where and how hard an endpoint is asked; the model and its revision stay
+    *(f"{judge}.endpoint.{key}" for judge in ("judge", "eval.second_judge") for key in _CALLS),
+)  # fmt: skip
+"""Keys and sections that change neither what is trained nor what is measured: a run may resume with others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +111,7 @@ class RunFolder:
             saved = json.loads(self.config.read_text(encoding="utf-8"))
         except ValueError:
             raise UserError(f"{self.config} is damaged; give --overwrite to start anew") from None
-        differing = list(differences(_as_read_now(saved), json.loads(_dump(config))))
+        differing = list(differences(as_read_now(saved), json.loads(_dump(config)), free=MAY_CHANGE))
         if differing:
             shown = ", ".join(differing[:SHOWN_DIFFERENCES])
             more = f" and {len(differing) - SHOWN_DIFFERENCES} more" if len(differing) > SHOWN_DIFFERENCES else ""
@@ -170,7 +188,7 @@ def _dump(config: RunConfig) -> str:
     return config.model_dump_json(indent=2) + "\n"
 
 
-def _as_read_now(saved: Any) -> Any:
+def as_read_now(saved: Any) -> Any:
     """A saved recipe with the defaults of keys that have come since; as it is where this version would not take it."""
     try:
         return json.loads(_dump(parse(saved, "config.json")))
@@ -188,12 +206,12 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, tree
 
 
-def differences(saved: Any, wanted: Any) -> Iterator[str]:
-    """`key (was 1, now 2)` for each value that is not the same."""
+def differences(saved: Any, wanted: Any, *, free: Sequence[str] = ()) -> Iterator[str]:
+    """`key (was 1, now 2)` for each value that is not the same, but for `free` keys and sections."""
     old, new = dict(_leaves(saved)), dict(_leaves(wanted))
     for key in [*old, *(key for key in new if key not in old)]:
         was, now = (json.dumps(side[key]) if key in side else "absent" for side in (old, new))
-        if was != now:
+        if was != now and not any(f"{key}.".startswith(f"{one}.") for one in free):
             yield f"{key} (was {was}, now {now})"
 
 

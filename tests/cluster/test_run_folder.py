@@ -1,11 +1,12 @@
 """When a run folder may be begun, gone on with or replaced."""
 
 import json
+from functools import reduce
 from pathlib import Path
 
 import pytest
 
-from cluster.run_folder import RunFolder
+from cluster.run_folder import MAY_CHANGE, RunFolder
 from speechsum.config import RunConfig, parse
 from speechsum.errors import UserError
 
@@ -94,8 +95,42 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path, overwrite: bool)
 def test_resume_wants_the_same_recipe(tmp_path: Path) -> None:
     RunFolder.create(tmp_path, config())
     assert RunFolder.create(tmp_path, config(), resume=True).path == tmp_path
-    with pytest.raises(UserError, match=r"seed \(was 0, now 4\), watch\.samples \(was 8, now 1\)"):
-        RunFolder.create(tmp_path, config(seed=4, watch={"samples": 1}), resume=True)
+    with pytest.raises(UserError, match=r"seed \(was 0, now 4\), rollout\.max_tokens \(was 48, now 9\)"):
+        RunFolder.create(tmp_path, config(seed=4, rollout={"max_tokens": 9}), resume=True)
+
+
+RUBRIC = {"kind": "rubric", "endpoint": {"url": "http://a/v1", "model": "big"}}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"judge": RUBRIC | {"audit": {"enforce": False}}},
+        {"judge": RUBRIC | {"max_failure_share": 0.5, "pool": {"max": 4}}},
+        {"judge": {"kind": "rubric", "endpoint": {"url": "http://b/v1", "model": "big", "timeout_s": 9}}},
+        {"learner": {"ranks": 1, "threads_per_rank": 2}, "rollout": {"actors": 3, "resources": {"big": 1}}},
+        {"watch": {"wandb": "disabled"}, "keep_checkpoints": 5, "teacher": {"call_timeout_s": 9}},
+    ],
+)
+def test_what_is_neither_trained_nor_measured_may_change(tmp_path: Path, changes: dict[str, object]) -> None:
+    RunFolder.create(tmp_path, config(judge=RUBRIC))
+    now = config(**({"judge": RUBRIC} | changes))
+    folder = RunFolder.create(tmp_path, now, resume=True)
+    assert RunConfig.model_validate_json(folder.config.read_text()) == now
+
+
+def test_the_model_behind_an_endpoint_may_not_change(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path, config(judge=RUBRIC))
+    other = config(judge={"kind": "rubric", "endpoint": {"url": "http://a/v1", "model": "small"}})
+    with pytest.raises(UserError, match=r"judge\.endpoint\.model \(was \"big\", now \"small\"\); restore"):
+        RunFolder.create(tmp_path, other, resume=True)
+
+
+def test_every_key_that_may_change_is_one() -> None:
+    whole = config(eval={"second_judge": RUBRIC}).model_dump()
+    for key in MAY_CHANGE:
+        *sections, last = key.split(".")
+        assert last in reduce(dict.__getitem__, sections, whole), key
 
 
 def test_resume_names_values_that_came_or_went(tmp_path: Path) -> None:
@@ -108,10 +143,10 @@ def test_resume_names_values_that_came_or_went(tmp_path: Path) -> None:
 def test_a_key_that_has_come_since_has_its_default(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, config())
     saved = json.loads(folder.config.read_text())
-    del saved["rollout"]["call_timeout_s"]
+    del saved["rollout"]["prompts_per_request"]
     folder.config.write_text(json.dumps(saved))
-    with pytest.raises(UserError, match=r"rollout\.call_timeout_s \(was 1800\.0, now 9\.0\)"):
-        RunFolder.create(tmp_path, config(rollout={"call_timeout_s": 9}), resume=True)
+    with pytest.raises(UserError, match=r"rollout\.prompts_per_request \(was 8, now 9\)"):
+        RunFolder.create(tmp_path, config(rollout={"prompts_per_request": 9}), resume=True)
     assert RunFolder.create(tmp_path, config(), resume=True) == folder
 
 
