@@ -1,7 +1,8 @@
 """A run as a Ray job: what is sent, and under which name, so that sending it twice does not start it twice.
 
 The submission id is the idempotency key. An id that is taken by the same config means that the job is there already;
-by another config, that somebody is mistaken. `--resume` makes a new job of the same run, `<run>-2` and so on.
+by another config, that somebody is mistaken. `--resume` makes a new job of the same run, `<run>-2` and so on, in which
+the keys that `cluster.run_folder` lets change may be others.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from actors.endpoint import Endpoint
 from cluster import assets
 from cluster.code_package import CodePackage, code_package, mib
 from cluster.job_client import JobClient, find, told
-from cluster.run_folder import differences
+from cluster.run_folder import MAY_CHANGE, as_read_now, differences
 from speechsum.config import STARTER, RunConfig
 from speechsum.errors import UserError
 
@@ -143,8 +144,9 @@ def _next_attempt(client: JobClient, job: Job) -> Job:
     if not earlier:
         return job  # the cluster is new, and the run folder all that there is to go on with
     for info in earlier:
-        _refuse_other_config(job, info)
-        if not info.status.is_terminal():
+        ended = info.status.is_terminal()
+        _refuse_other_config(job, info, free=MAY_CHANGE if ended else ())
+        if not ended:
             return replace(job, id=info.submission_id)
     taken = {info.submission_id for info in jobs}
     return replace(job, id=next(free for n in itertools.count(2) if (free := f"{job.id}-{n}") not in taken))
@@ -159,12 +161,12 @@ def _refuse_other(job: Job, known: Any) -> None:
         )
 
 
-def _refuse_other_config(job: Job, known: Any) -> None:
+def _refuse_other_config(job: Job, known: Any, *, free: Sequence[str] = ()) -> None:
     has = known.metadata or {}
     if CONFIG not in has:
         raise UserError(f"job {known.submission_id} was not submitted by speechsum; give another --id")
-    old, new = (json.loads(side[CONFIG]) | {"--run-dir": side[RUN_DIR]} for side in (has, job.metadata))
-    if differing := list(differences(old, new)):
+    old, new = (as_read_now(json.loads(side[CONFIG])) | {"--run-dir": side[RUN_DIR]} for side in (has, job.metadata))
+    if differing := list(differences(old, new, free=free)):
         more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
         raise UserError(
             f"job {known.submission_id} has another config: {', '.join(differing[:SHOWN])}{more}; "

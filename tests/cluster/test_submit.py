@@ -122,6 +122,26 @@ def test_resume_is_a_new_job_of_the_same_run(recipe: Path, code: CodePackage) ->
     assert send(client, resume) == ("r-4", None)
 
 
+def test_a_key_that_has_come_since_does_not_keep_a_job_from_its_run(recipe: Path, code: CodePackage) -> None:
+    client = FakeClient()
+    send(client, plan(recipe, code))
+    then = json.loads(client.jobs["r"].metadata[CONFIG])
+    del then["rollout"]["prompts_per_request"]
+    client.jobs["r"].metadata[CONFIG] = json.dumps(then)
+    assert send(client, plan(recipe, code))[0] == "r"
+    client.jobs["r"].status = JobStatus.FAILED
+    assert send(client, plan(recipe, code, resume=True))[0] == "r-2"
+
+
+def test_a_resumed_job_may_have_what_its_run_may(recipe: Path, code: CodePackage) -> None:
+    client, resume = FakeClient(), plan(recipe, code, "watch.samples=1", resume=True)
+    send(client, plan(recipe, code))
+    with pytest.raises(UserError, match=r"job r has another config: watch\.samples \(was 8, now 1\)"):
+        send(client, resume)  # the one that runs has it still
+    client.jobs["r"].status = JobStatus.STOPPED
+    assert send(client, resume) == ("r-2", None)
+
+
 def test_resume_on_a_new_cluster_takes_the_run_folder(recipe: Path, code: CodePackage) -> None:
     client = FakeClient()
     assert send(client, plan(recipe, code, resume=True)) == ("r", None)
