@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -57,8 +58,11 @@ class JudgeTrust:
         self._last: Figures | None = None
 
     def check(self, steps: int) -> None:
-        """Audit before the run goes on from `steps`, if anything is left to train. Raises `RunError` below a target."""
-        if self._prompts and steps < self._steps and (doubt := self._audit(steps)):
+        """Audit before the run goes on from `steps`, if anything is left to train and no earlier audit still holds.
+
+        Raises `RunError` below a target.
+        """
+        if self._prompts and steps < self._steps and not self._holds(steps) and (doubt := self._audit(steps)):
             raise RunError(f"{doubt}; mend the judge, or set judge.audit.enforce = false to train under it as it is")
 
     def due(self, steps: int) -> bool:
@@ -81,6 +85,33 @@ class JudgeTrust:
             "judge/audit_win_rate": _number(_least(last)[1]),
         }
 
+    def _holds(self, steps: int) -> bool:
+        """Whether the newest audit that an earlier session left is of the same, meets its targets and is not too old.
+
+        Then it is told.
+        """
+        chosen = self._config.judge.audit
+        assert chosen is not None
+        files = {int(path.stem.removeprefix("audit-")): path for path in self._folder.path.glob("audit-*.json")}
+        if not files:
+            return False
+        newest = max(files)
+        found = json.loads(files[newest].read_text(encoding="utf-8"))
+        asked = self._asked() | {"clips": min(chosen.clips, len(self._prompts))}
+        if any(found.get(key) != value for key, value in asked.items()) or doubt_of(found, chosen):
+            return False
+        if chosen.every and steps - newest >= chosen.every:
+            return False
+        self._watch.note(f"judge audit: not repeated, as the one after {newest} steps was of the same: {_told(found)}")
+        return True
+
+    def _asked(self) -> Figures:
+        """What an audit is of."""
+        config = self._config
+        assert self._judge is not None
+        address = config.judge.endpoint.url if config.judge.asks_endpoint else ""
+        return {"judge": self._judge.name(), "endpoint": address, "data": config.data.eval, "seed": config.seed}
+
     def _audit(self, steps: int) -> str:
         """One audit, told and written; the reason to end the run, or nothing."""
         config, chosen = self._config, self._config.judge.audit
@@ -94,11 +125,7 @@ class JudgeTrust:
             lambda text: self._watch.status(f"auditing the judge: {text}"),
             pairwise=pairwise,
         )
-        found: Figures = {
-            "judge": self._judge.name(),
-            "data": config.data.eval,
-            "seed": config.seed,
-        }
+        found = self._asked()
         found |= figures(verdicts, seconds, config.eval.bootstrap, chosen, pairwise=pairwise)
         write_audit(self._folder.path / f"audit-{steps}.json", found)
         self._last = found

@@ -73,6 +73,17 @@ def trust(folder: Path, pool: FakePool, chosen: RunConfig) -> tuple[JudgeTrust, 
     return JudgeTrust(chosen, pool, PROMPTS, RunFolder(folder), watch), watch  # type: ignore[arg-type]
 
 
+def audits(folder: Path, steps: int, chosen: RunConfig, name: str = "fake/1") -> int:
+    """How often the judge was asked when a run goes on from `steps` in a folder that may hold earlier audits."""
+    pool = FakePool(knows)
+    pool.name = lambda: name  # type: ignore[method-assign]
+    asked, watch = trust(folder, pool, chosen)
+    asked.check(steps)
+    assert len(watch.notes) == 1
+    assert ("not repeated, as the one after" in watch.notes[0]) == (pool.calls == 0)
+    return pool.calls
+
+
 def test_a_judge_that_knows_the_truth_is_trusted(tmp_path: Path) -> None:
     asked, watch = trust(tmp_path, FakePool(knows), config())
     asked.check(0)
@@ -152,6 +163,35 @@ def test_it_is_asked_again_when_it_is_time_and_not_after_the_last_step(tmp_path:
     assert sorted(path.name for path in tmp_path.glob("*.json")) == ["audit-0.json", "audit-2.json", "audit-4.json"]
     asked.check(6)  # a resumed run that has nothing left to train
     assert pool.calls == 3
+
+
+def test_a_resumed_run_does_not_repeat_an_audit_of_the_same(tmp_path: Path) -> None:
+    first = config(every=3)
+    assert audits(tmp_path, 0, first) == 1
+    assert audits(tmp_path, 2, first) == 0
+    assert audits(tmp_path, 2, config(every=3, min_win_rate=0.5)) == 0  # which it meets as well
+    assert audits(tmp_path, 3, first) == 1  # it was time for another
+    assert audits(tmp_path, 5, first) == 0
+
+
+@pytest.mark.parametrize(
+    ("chosen", "name"),
+    [
+        (config(), "fake/2"),
+        (config(clips=2), "fake/1"),
+        (config().model_copy(update={"seed": 9}), "fake/1"),
+        (config("rubric"), "fake/1"),  # it has an address
+    ],
+)
+def test_an_audit_of_something_else_does_not_count(tmp_path: Path, chosen: RunConfig, name: str) -> None:
+    assert audits(tmp_path, 0, config()) == 1
+    assert audits(tmp_path, 1, chosen, name) == 1
+
+
+def test_an_audit_that_a_judge_failed_is_repeated(tmp_path: Path) -> None:
+    with pytest.raises(RunError):
+        trust(tmp_path, FakePool(lambda task: Reward(0.5)), config())[0].check(0)
+    assert audits(tmp_path, 0, config()) == 1
 
 
 def test_once_by_default(tmp_path: Path) -> None:
