@@ -78,23 +78,27 @@ def student_checkpoint(path: str, say: Say, cache: Path | None = None) -> Path:
 
 def aligned_starter(say: Say) -> Path:
     """The starter as it ships."""
-    return adapted_starter("aligned", say)
+    return adapted_starter("aligned", LoraConfig(), say)
 
 
-def adapted_starter(name: str, say: Say) -> Path:
-    """The starter with an adapter (as `adapter_file` names it) merged into a plain checkpoint, once per adapter."""
+def adapted_starter(name: str, lora: LoraConfig, say: Say) -> Path:
+    """The starter with an adapter (as `adapter_file` names it) merged into a plain checkpoint, once per adapter.
+
+    Of `lora` the scale counts, which no adapter tells; those that come with the starter have the default one.
+    """
     adapter = adapter_file(name)
     if adapter is None:
         return student_checkpoint(STARTER, say)
     digest = hashlib.sha256(adapter.read_bytes()).hexdigest()[:12]
     label = name if name in STARTER_ADAPTERS else "adapted"
-    folder = starter.default_cache() / f"starter-{label}-{digest}"
-    if not folder.exists():
+    scale = lora.alpha / lora.rank
+
+    def merge(out: Path) -> None:
         from safetensors.torch import load_file
 
-        lora = LoraConfig()
-        export_merged(student_checkpoint(STARTER, say), load_file(adapter), lora.alpha / lora.rank, folder)
-    return folder
+        export_merged(student_checkpoint(STARTER, say), load_file(adapter), scale, out)
+
+    return starter.built_once(starter.default_cache() / f"starter-{label}-{digest}-x{scale:g}", merge)
 
 
 def teacher_checkpoint(config: TeacherConfig, student: Path, say: Say) -> Path:
@@ -107,7 +111,7 @@ def teacher_checkpoint(config: TeacherConfig, student: Path, say: Say) -> Path:
 def teacher_folder(config: TeacherConfig, say: Say) -> Path:
     """The teacher's checkpoint, whatever its vocabulary."""
     if config.path == STARTER:
-        return adapted_starter(config.adapter, say)
+        return adapted_starter(config.adapter, LoraConfig(), say)
     if config.adapter != "none":
         raise UserError(f"teacher.adapter = {config.adapter!r} goes with teacher.path = 'starter'; export it merged")
     return checkpoint_folder(config.path)
@@ -116,7 +120,7 @@ def teacher_folder(config: TeacherConfig, say: Say) -> Path:
 def base_checkpoint(config: RunConfig, say: Say) -> Path:
     """The student as training begins. Raises `UserError` where that would have to be merged first."""
     if config.model.path == STARTER:
-        return adapted_starter(config.model.adapter, say)
+        return adapted_starter(config.model.adapter, config.model.lora, say)
     if config.model.adapter != "none":
         raise UserError(
             f"the row 'base' would be {config.model.path} with {config.model.adapter}, which lie apart; export them "

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 from cluster import assets
 from cluster.run_folder import RunFolder
@@ -146,6 +148,24 @@ def test_the_base_is_what_training_begins_with(tiny_path: Path, good: str, tmp_p
     assert assets.base_checkpoint(config(tiny_path, good, good), print) == tiny_path
     with pytest.raises(UserError, match="export them merged"):
         assets.base_checkpoint(config(tiny_path, good, good, adapter="x.safetensors"), print)
+
+
+def test_the_base_is_merged_at_the_scale_that_training_has(
+    good: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "starter").mkdir()
+    (tmp_path / "starter" / "config.json").write_text("{}")
+    save_file({"q.weight": torch.zeros(1, 1)}, tmp_path / "starter" / "model.safetensors")
+    save_file({"q.lora_A": torch.ones(1, 1), "q.lora_B": torch.ones(1, 1)}, tmp_path / "one.safetensors")
+    monkeypatch.setattr(assets.starter, "default_cache", lambda: tmp_path)
+    adapter = str(tmp_path / "one.safetensors")
+    weights = []
+    for alpha in (32, 8):
+        wanted = config(Path("starter"), good, good, adapter=adapter, lora={"rank": 16, "alpha": alpha})
+        for _ in range(2):  # the second finds it there
+            folder = assets.base_checkpoint(wanted, print)
+        weights.append(float(load_file(folder / "model.safetensors")["q.weight"]))
+    assert weights == [2.0, 0.5]
 
 
 def test_the_kinds_of_request_that_training_asks(tiny_path: Path, tmp_path: Path) -> None:
