@@ -196,7 +196,16 @@ class Engine:
         return [_candidates(out, start, k) for out, start in zip(outputs, first, strict=True)]
 
     def write(self, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> list[str]:
-        """One text for each prompt of token ids, without audio; `sampling.n` is 1."""
+        """One text for each prompt of token ids, without audio; `sampling.n` is 1.
+
+        Raises `RunError`, before anything is generated, where a prompt leaves too little room for `max_tokens`.
+        """
+        longest, room = max(map(len, prompts), default=0), self.max_model_len - sampling.max_tokens
+        if longest > room:
+            raise RunError(
+                f"a prompt has {longest} tokens, and {room} fit before {sampling.max_tokens} of an answer; raise the "
+                "engine's max_model_len, or shorten the transcript"
+            )
         made = self.generate([EngineRequest(ids) for ids in prompts], sampling)
         refused = next((m.reason for m in made if isinstance(m, EngineRefusal)), None)
         if refused:

@@ -29,11 +29,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReaderPlan:
-    """What the rows need, found and checked before a model loads; `teacher` and `recogniser` are checkpoint folders."""
+    """What the rows need, found and checked before a model loads.
+
+    `teacher`, `recogniser` and the `student` that has a text mode are checkpoint folders.
+    """
 
     rows: tuple[str, ...] = ()
     teacher: Path | None = None
     recogniser: Path | None = None
+    student: Path | None = None
 
     @classmethod
     def make(cls, config: RunConfig, student: Path, prompts: Sequence[Prompt], say: assets.Say) -> ReaderPlan:
@@ -48,23 +52,25 @@ class ReaderPlan:
         asked = assets.reads_by_teacher(config)
         recogniser = assets.recogniser_checkpoint(config.eval.recogniser, student, say) if cascade else None
         teacher = assets.teacher_folder(config.teacher, say) if asked else None
-        if TEXT_MODE in rows:
-            _refuse_long(prompts, student, config.rollout.engine.max_model_len - config.eval.max_tokens, "rollout")
-        if TEACHER in rows and teacher:
-            _refuse_long(prompts, teacher, config.teacher.engine.max_model_len - config.eval.max_tokens, "teacher")
-        return cls(rows, teacher, recogniser)
+        plan = cls(rows, teacher, recogniser, student)
+        for row in rows:
+            plan.refuse_long(row, prompts, config)
+        return plan
 
-
-def _refuse_long(prompts: Sequence[Prompt], reader: Path, room: int, section: str) -> None:
-    tokenizer = load_tokenizer(reader)
-    lengths = {p.id: len(transcript_ids(tokenizer, p.instruction, p.transcript)) for p in prompts}
-    if too_long := [name for name, length in lengths.items() if length > room]:
-        longest = max(lengths.values())
-        raise UserError(
-            f"{len(too_long)} transcripts are longer than {reader.name} may read (the first is {too_long[0]!r}, the "
-            f"longest has {longest} tokens, {room} fit); raise {section}.engine.max_model_len, or drop the row from "
-            "eval.rows"
-        )
+    def refuse_long(self, row: str, prompts: Sequence[Prompt], config: RunConfig) -> None:
+        """Raise `UserError` for transcripts that leave the reader of `row` too little room for an answer."""
+        reads_itself = row == TEXT_MODE or self.teacher is None
+        reader, section = (self.student, "rollout") if reads_itself else (self.teacher, "teacher")
+        engine = config.rollout.engine if reads_itself else config.teacher.engine
+        assert reader is not None
+        tokenizer, room = load_tokenizer(reader), engine.max_model_len - config.eval.max_tokens
+        lengths = {p.id: len(transcript_ids(tokenizer, p.instruction, p.transcript)) for p in prompts}
+        if too_long := [name for name, length in lengths.items() if length > room]:
+            raise UserError(
+                f"{len(too_long)} transcripts are longer than {reader.name} may read (the first is {too_long[0]!r}, "
+                f"the longest has {max(lengths.values())} tokens, {room} fit); raise {section}.engine.max_model_len, "
+                f"or drop {row!r} from eval.rows"
+            )
 
 
 @dataclass
@@ -118,7 +124,10 @@ class Readers:
         return self.evaluator.rollout.write_all(prompts, sampling, version)
 
     def _heard(self, say: assets.Say) -> dict[str, str]:
-        """What the recogniser writes down of every recording, those of the controls too, by the recording's key."""
+        """What the recogniser writes down of every recording, those of the controls too, by the recording's key.
+
+        Raises `UserError` where that is more than its reader takes, before anything is read.
+        """
         assert self.plan.recogniser is not None
         config, evaluator = self.evaluator.config, self.evaluator
         asked = [evaluator.prompts, *evaluator.controls().values()]
@@ -132,7 +141,10 @@ class Readers:
             pool.close()
         if not any(character.isdigit() for p in evaluator.prompts for character in p.transcript):
             texts = [spell_numbers(text) for text in texts]  # as the data spells its own
-        return dict(zip(recordings, texts, strict=True))
+        heard = dict(zip(recordings, texts, strict=True))
+        for prompts in asked:
+            self.plan.refuse_long(CASCADE, _as_heard(prompts, heard), config)
+        return heard
 
     def _start_teacher(self, folder: Path) -> TeacherPool:
         pool = TeacherPool(self.evaluator.config, folder, audio=hears(folder), top_k=1, vocabulary=1)

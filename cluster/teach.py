@@ -14,9 +14,10 @@ from cluster.memory import MemoryWatch
 from cluster.runtime import ray_session
 from speechsum.audio import AudioLimits
 from speechsum.config import RunConfig
-from speechsum.data import read_manifest
+from speechsum.data import PromptCheck, read_manifest
 from speechsum.errors import UserError
 from speechsum.families import hears
+from speechsum.prompting import load_tokenizer, transcript_ids
 from speechsum.types import Prompt, SamplingParams
 
 
@@ -30,8 +31,9 @@ def teach(config: RunConfig, data: Path, out: Path, say: assets.Say) -> None:
     check_beside(data, out)
     folder = assets.teacher_folder(config.teacher, say)
     prompts = read_manifest(
-        data, root=config.data.root, limits=AudioLimits(max_s=config.model.max_audio_s), check_prompt=_has_transcript
-    )
+        data, root=config.data.root, limits=AudioLimits(max_s=config.model.max_audio_s),
+        check_prompt=_can_be_read(config, folder),
+    )  # fmt: skip
     sampling = SamplingParams(n=1, temperature=0.0, max_tokens=config.rollout.max_tokens)
     with MemoryWatch() as memory, ray_session(None, memory, say):
         pool = TeacherPool(config, folder, audio=hears(folder), top_k=1, vocabulary=1)
@@ -43,5 +45,19 @@ def teach(config: RunConfig, data: Path, out: Path, say: assets.Say) -> None:
     write_copy(data, out, range(len(prompts)), {"reference": written})
 
 
-def _has_transcript(prompt: Prompt) -> str | None:
-    return None if prompt.transcript.strip() else "transcript missing or empty, which is what the teacher reads"
+def _can_be_read(config: RunConfig, teacher: Path) -> PromptCheck:
+    """What the teacher asks of every row: something to read, and room to answer it."""
+    tokenizer = load_tokenizer(teacher)
+    room = config.teacher.engine.max_model_len - config.rollout.max_tokens
+
+    def check(prompt: Prompt) -> str | None:
+        if not prompt.transcript.strip():
+            return "transcript missing or empty, which is what the teacher reads"
+        if (length := len(transcript_ids(tokenizer, prompt.instruction, prompt.transcript))) > room:
+            return (
+                f"instruction and transcript take {length} tokens, and {room} fit before an answer; raise "
+                "teacher.engine.max_model_len, or drop the row"
+            )
+        return None
+
+    return check

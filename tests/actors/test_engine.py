@@ -174,12 +174,16 @@ def test_candidates_are_the_likeliest_tokens_in_each_place(engine, tiny_path):
     assert (found.top_ids == top.indices.numpy()).mean() > 0.95  # two that are equally likely may change places
 
 
-def test_writing_is_greedy_generation_from_text(engine):
+def test_writing_is_greedy_generation_from_text(engine, monkeypatch):
     prompt = engine.tokenizer("the meeting moved to").input_ids
     (text,) = engine.write([prompt], GREEDY)
     assert text == engine.generate([EngineRequest(prompt)], GREEDY)[0].samples[0].text
     with pytest.raises(RunError, match="would not take a prompt"):
-        engine.write([[5] * 400], GREEDY)
+        engine.write([[]], GREEDY)
+    engine.write([[5] * 248], GREEDY)
+    monkeypatch.setattr(engine, "generate", lambda requests, sampling: pytest.fail("something was generated"))
+    with pytest.raises(RunError, match=r"a prompt has 249 tokens, and 248 fit before 8 of an answer; raise"):
+        engine.write([prompt, [5] * 249], GREEDY)
 
 
 def test_one_bad_prompt_does_not_fail_its_batch(engine, ids):

@@ -82,6 +82,13 @@ def mentor(monkeypatch: pytest.MonkeyPatch) -> FakePool:
     return pool
 
 
+@pytest.fixture
+def llm(tmp_path: Path) -> Path:
+    """A text model, as far as its tokenizer."""
+    tiny_tokenizer().save_pretrained(tmp_path / "big-llm")
+    return tmp_path / "big-llm"
+
+
 def config(*overrides: str) -> RunConfig:
     return load_recipe(STANDALONE, ["judge.kind=lexical", "eval.bootstrap=20", *overrides])
 
@@ -95,9 +102,9 @@ def quiet(text: str) -> None:
     pass
 
 
-def test_three_rows_read_what_is_theirs(prompts: list[Prompt], ears: FakePool, mentor: FakePool) -> None:
+def test_three_rows_read_what_is_theirs(prompts: list[Prompt], ears: FakePool, mentor: FakePool, llm: Path) -> None:
     judge = FakePool(str)
-    plan = ReaderPlan(ALL, teacher=Path("/big-llm"), recogniser=Path("/whisper"))
+    plan = ReaderPlan(ALL, teacher=llm, recogniser=Path("/whisper"))
     found = Readers(plan, evaluator(prompts, judge), "sft").run(3, quiet)
     assert list(found) == list(ALL)
     assert found["text-mode"]["summaries"] == ["student: anna paid fifty dollars", "student: bob called"]
@@ -124,8 +131,8 @@ def test_three_rows_read_what_is_theirs(prompts: list[Prompt], ears: FakePool, m
     assert json.loads(json.dumps(found)) == found  # a checkpoint keeps it
 
 
-def test_without_a_teacher_the_student_reads_what_was_heard(prompts: list[Prompt], ears: FakePool) -> None:
-    plan = ReaderPlan(("cascade",), recogniser=Path("/whisper"))
+def test_without_a_teacher_the_student_reads_what_was_heard(prompts: list[Prompt], ears: FakePool, llm: Path) -> None:
+    plan = ReaderPlan(("cascade",), recogniser=Path("/whisper"), student=llm)
     found = Readers(plan, evaluator(prompts, FakePool(str)), "sft").run(3, quiet)
     assert found["cascade"]["summaries"][1] == "student: bob called"
     assert found["cascade"]["system"] == "whisper writes the transcript, sft summarises that"
@@ -138,15 +145,27 @@ def test_a_teacher_that_runs_already_goes_on(prompts: list[Prompt], mentor: Fake
     assert (found["teacher"]["summaries"], own.closed) == (["mine", "mine"], False)
 
 
-def test_data_with_digits_keeps_the_recognisers(prompts: list[Prompt], ears: FakePool) -> None:
+@pytest.mark.parametrize("recording", ["/b.wav", "silence"])
+def test_more_is_heard_than_its_reader_takes(
+    recording: str, prompts: list[Prompt], ears: FakePool, mentor: FakePool, llm: Path
+) -> None:
+    """As a recogniser may that falls into a loop: nobody has read anything by then."""
+    ears.gives = lambda ref: "you " * (2000 if recording in ref.path else 1)
+    mentor.gives = lambda p: pytest.fail("something was read")
+    plan = ReaderPlan(("teacher", "cascade"), teacher=llm, recogniser=Path("/whisper"))
+    with pytest.raises(UserError, match=r"longer than big-llm may read \(the first is '.*', .* or drop 'cascade'"):
+        Readers(plan, evaluator(prompts, FakePool(str)), "sft").run(3, quiet)
+
+
+def test_data_with_digits_keeps_the_recognisers(prompts: list[Prompt], ears: FakePool, llm: Path) -> None:
     digits = [prompts[0], Prompt("c", prompts[1].audio, "Sum up.", "room 12")]
-    plan = ReaderPlan(("cascade",), recogniser=Path("/whisper"))
+    plan = ReaderPlan(("cascade",), recogniser=Path("/whisper"), student=llm)
     found = Readers(plan, evaluator(digits, FakePool(str)), "x").run(0, quiet)
     assert found["cascade"]["heard"][0] == "Hannah paid $50"
 
 
-def test_the_report_says_what_a_row_is(prompts: list[Prompt], ears: FakePool) -> None:
-    plan = ReaderPlan(("text-mode", "cascade"), recogniser=Path("/whisper"))
+def test_the_report_says_what_a_row_is(prompts: list[Prompt], ears: FakePool, llm: Path) -> None:
+    plan = ReaderPlan(("text-mode", "cascade"), recogniser=Path("/whisper"), student=llm)
     table = EvalTable(prompts, 20, trained=frozenset())
     for name, evaluation in Readers(plan, evaluator(prompts, FakePool(str)), "sft").run(0, quiet).items():
         table.add_row(name, evaluation)
@@ -175,12 +194,22 @@ def student(tmp_path: Path) -> Path:
         (['eval.rows=["cascade"]'], "omni-7b brings no recogniser; set eval.recogniser"),
         (['eval.rows=["cascade"]', "eval.recogniser=nowhere"], "cannot read nowhere/config.json"),
         (['eval.rows=["text-mode"]', "rollout.engine.max_model_len=1100", "eval.max_tokens=60",
-          "model.max_prompt_tokens=1000"], "the first is 'long'"),
+          "model.max_prompt_tokens=1000"], "the first is 'long'.*raise rollout.*drop 'text-mode'"),
+        (['eval.rows=["cascade"]', "eval.recogniser=whisper", "rollout.engine.max_model_len=1100",
+          "model.max_prompt_tokens=1000"], "longer than omni-7b may.* 'long'.*raise rollout.*drop 'cascade'"),
+        (['eval.rows=["cascade"]', "eval.recogniser=whisper", "teacher.path=llm", "teacher.engine.max_model_len=1100"],
+         "longer than big-llm may.* 'long'.*raise teacher.*drop 'cascade'"),
     ],
 )  # fmt: skip
 def test_a_row_that_lacks_something_is_refused(
-    overrides: list[str], complaint: str, prompts: list[Prompt], student: Path
-) -> None:
+    overrides: list[str], complaint: str, prompts: list[Prompt], student: Path, llm: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(readers.assets, "teacher_folder", lambda config, say: llm)
+    (student.parent / "whisper").mkdir()
+    (student.parent / "whisper" / "config.json").write_text('{"model_type": "whisper"}')
+    (student.parent / "whisper" / "model.safetensors").touch()
+    monkeypatch.chdir(student.parent)
     long = Prompt("long", prompts[0].audio, "Sum up.", "anna must go " * 400)
     with pytest.raises(UserError, match=complaint):
         ReaderPlan.make(config(*overrides), student, [*prompts, long], quiet)
@@ -193,4 +222,4 @@ def test_a_recogniser_has_to_be_whisper(prompts: list[Prompt], student: Path) ->
 
 
 def test_a_recipe_without_rows_plans_nothing(prompts: list[Prompt], student: Path) -> None:
-    assert ReaderPlan.make(config('eval.rows=["base"]'), student, prompts, quiet) == ReaderPlan()
+    assert ReaderPlan.make(config('eval.rows=["base"]'), student, prompts, quiet) == ReaderPlan(student=student)
