@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tools.ablations import MEASURES, table, variants
+import pytest
+
+from tools import ablations
+from tools.ablations import MEASURES, main, table, variants
 
 
 def finished(folder: Path, name: str, judge: dict[str, list[float]], last: str = "dpo") -> None:
@@ -65,3 +68,21 @@ def test_an_item_without_a_value_is_left_out_of_the_pairs(tmp_path: Path) -> Non
     lines = table(tmp_path).splitlines()
     assert "| full | start | 0.100 |" in lines[2]
     assert "| full | after sft | 0.400 (+0.300, +0.300) |" in lines[3]
+
+
+def test_a_variant_that_is_none_is_refused_with_those_that_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[list[str]] = []
+    monkeypatch.setattr(ablations, "run_all", lambda folder, seeds, only: ran.append(only))
+    monkeypatch.setattr("sys.argv", ["ablations.py", "run", str(tmp_path), "--only", "grpo", "sft"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert "'sft'" in told
+    assert all(name in told for name in variants(0))
+    for only in ([], ["--only", "grpo", "own-teacher"]):
+        monkeypatch.setattr("sys.argv", ["ablations.py", "run", str(tmp_path), *only])
+        assert main() == 0
+    assert ran == [[], ["grpo", "own-teacher"]]

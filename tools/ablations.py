@@ -194,7 +194,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=3, metavar="N")
     parser.add_argument("--first-seed", type=int, default=11, metavar="S")
-    parser.add_argument("--only", nargs="*", default=[], metavar="VARIANT")
+    parser.add_argument("--only", nargs="*", default=[], choices=list(variants(0)), metavar="VARIANT")
     options = parser.parse_args()
     if options.command == "run":
         run_all(options.folder, range(options.first_seed, options.first_seed + options.seeds), options.only)
