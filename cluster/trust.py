@@ -92,11 +92,11 @@ class JudgeTrust:
         """
         chosen = self._config.judge.audit
         assert chosen is not None
-        files = {int(path.stem.removeprefix("audit-")): path for path in self._folder.path.glob("audit-*.json")}
-        if not files:
+        numbers = [path.stem.removeprefix("audit-") for path in self._folder.path.glob("audit-*.json")]
+        newest = max((int(number) for number in numbers if number.isdecimal()), default=None)
+        if newest is None:
             return False
-        newest = max(files)
-        found = json.loads(files[newest].read_text(encoding="utf-8"))
+        found = json.loads((self._folder.path / f"audit-{newest}.json").read_text(encoding="utf-8"))
         asked = self._asked() | {"clips": min(chosen.clips, len(self._prompts))}
         if any(found.get(key) != value for key, value in asked.items()) or doubt_of(found, chosen):
             return False

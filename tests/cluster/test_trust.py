@@ -167,6 +167,7 @@ def test_it_is_asked_again_when_it_is_time_and_not_after_the_last_step(tmp_path:
 
 def test_a_resumed_run_does_not_repeat_an_audit_of_the_same(tmp_path: Path) -> None:
     first = config(every=3)
+    (tmp_path / "audit-mine.json").write_text("{}")  # somebody's own
     assert audits(tmp_path, 0, first) == 1
     assert audits(tmp_path, 2, first) == 0
     assert audits(tmp_path, 2, config(every=3, min_win_rate=0.5)) == 0  # which it meets as well
