@@ -180,7 +180,7 @@ def bench_prompt_once(config: RunConfig, say: assets.Say) -> dict[str, float]:
             say("the prompt run once, and again for each completion")
             for turn in range(PROMPT_ONCE_REPEATS + 1):
                 for name, samples in variants.items():
-                    last[name] = fetch(learner.step(make_batch(samples, 1), 0))
+                    last[name] = learner.step(make_batch(samples, 1), 0).take()[0]
                     if turn:
                         seconds[name].append(last[name]["learner/step_s"])
         finally:

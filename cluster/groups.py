@@ -18,7 +18,7 @@ import ray
 from ray import ObjectRef
 
 from actors.rollout import Rolled, RolloutActor
-from cluster.elastic import START_TIMEOUT_S, ActorDied, ElasticPool, State, Ticket, check_versions
+from cluster.elastic import START_TIMEOUT_S, TEND_S, ActorDied, ElasticPool, State, Ticket, check_versions
 from learner.worker import LearnerWorker
 from speechsum.audio import AudioLimits
 from speechsum.config import TEACHER, RunConfig, StageConfig
@@ -66,20 +66,71 @@ def _deployed(actor: Any, gpus: float, threads: int, resources: dict[str, float]
     )  # fmt: skip
 
 
-def fetch(refs: Any, timeout_s: float | None = None) -> Any:
-    """`ray.get`, with an actor's death (`ActorDied`) or hang told as a `RunError` in one sentence."""
+def fetch(refs: Any, timeout_s: float | None = None, who: str = "an actor") -> Any:
+    """`ray.get`, with the death (`ActorDied`), failure or hang of `who` told as a `RunError` in one sentence."""
     try:
         return ray.get(refs, timeout=timeout_s)
     except ray.exceptions.GetTimeoutError:
-        raise RunError(f"an actor did not answer within {timeout_s:.0f} s; see the Ray logs of the run") from None
+        raise RunError(f"{who} did not answer within {timeout_s:.0f} s; see the Ray logs of the run") from None
     except ray.exceptions.RayActorError as error:
-        raise ActorDied(f"an actor died: {last_line(error)}") from error
+        raise ActorDied(f"{who} died: {last_line(error)}") from error
     except ray.exceptions.ObjectLostError as error:
-        raise ActorDied(f"what an actor made was lost with its node: {last_line(error)}") from error
+        raise ActorDied(f"what {who} made was lost with its node: {last_line(error)}") from error
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError | RunError):
             raise error.cause from None
-        raise RunError(f"an actor failed: {type(error.cause).__name__}: {last_line(error.cause)}") from error
+        raise RunError(f"{who} failed: {type(error.cause).__name__}: {last_line(error.cause)}") from error
+
+
+class RankCall:
+    """A call that every rank of the learner has to answer; the first of them that fails or dies ends it.
+
+    It is tended and settled as a pool is. Ranks that have not answered after `timeout_s` seconds are taken to hang.
+    """
+
+    def __init__(self, method: str, refs: Sequence[ObjectRef], timeout_s: float) -> None:
+        self._method, self._refs, self._timeout_s = method, refs, timeout_s
+        self._began = time.monotonic()
+        self._answers: dict[int, Any] = {}
+
+    @property
+    def done(self) -> bool:
+        """Whether every rank has answered."""
+        return len(self._answers) == len(self._refs)
+
+    def watched(self) -> list[ObjectRef]:
+        """Refs of the ranks that have not answered yet."""
+        return [self._refs[rank] for rank in self._silent()]
+
+    def settle(self, done: Collection[ObjectRef]) -> None:
+        """Take in what is done. Raises `RunError` where a rank failed or died; nobody can take its place."""
+        for rank in self._silent():
+            if self._refs[rank] in done:
+                try:
+                    self._answers[rank] = fetch(self._refs[rank], who=f"learner rank {rank}")
+                except ActorDied as error:
+                    raise RunError(f"{str(error).rstrip('.')}; go on with --resume") from error
+
+    def tend(self) -> None:
+        """Raise `RunError` where ranks hang. An answer may be there that nobody has looked at yet."""
+        waited_s = time.monotonic() - self._began
+        if waited_s > self._timeout_s:
+            self.settle(wait_for_one(self.watched(), 0.0))
+            if silent := self._silent():
+                raise RunError(
+                    f"the learner has not answered {self._method!r} for {waited_s:.0f} s "
+                    f"(rank {', '.join(map(str, silent))}); go on with --resume"
+                )
+
+    def take(self) -> list[Any]:
+        """The ranks' answers, in order; waits for them."""
+        while not self.done:
+            self.tend()
+            self.settle(wait_for_one(self.watched(), TEND_S))
+        return [self._answers[rank] for rank in range(len(self._refs))]
+
+    def _silent(self) -> list[int]:
+        return [rank for rank in range(len(self._refs)) if rank not in self._answers]
 
 
 class LearnerGroup:
@@ -93,21 +144,23 @@ class LearnerGroup:
 
     def ready(self) -> list[ObjectRef]:
         """Begin loading; gives what to wait for until every rank has."""
-        host, port = fetch(self.workers[0].open_door.remote(), START_TIMEOUT_S)
+        host, port = fetch(self.workers[0].open_door.remote(), START_TIMEOUT_S, "learner rank 0")
         return [w.join.remote(host, port) for w in self.workers]
 
     def begin_stage(self, stage: StageConfig) -> None:
         """See `Learner.begin_stage`."""
         self._all("begin_stage", stage)
 
-    def step(self, batch: Batch, policy_version: int) -> ObjectRef:
-        """Start one optimizer step; every rank pulls its own shard from the object store."""
+    def step(self, batch: Batch, policy_version: int) -> RankCall:
+        """Start one optimizer step; every rank pulls its own shard from the object store.
+
+        The metrics that the ranks answer are reduced already, so the first rank's stand for all.
+        """
         shards = [ray.put(shard) for shard in batch.shards]
-        refs = [
+        return self._call("step", [
             w.step.remote(shard, batch.loss_tokens, batch.sequences, policy_version)
             for w, shard in zip(self.workers, shards, strict=True)
-        ]
-        return _together.options(num_cpus=0).remote(*refs)
+        ])  # fmt: skip
 
     def logprobs(self, samples: Sequence[TrainingSample], temperature: float = 1.0) -> list[np.ndarray]:
         """See `Learner.logprobs`; the first rank's answer."""
@@ -120,12 +173,12 @@ class LearnerGroup:
     def publish(self, version: int, mode: PushMode) -> tuple[WeightsVersion, ObjectRef]:
         """Gather the weights and stamp them; the payload stays in the object store, only its stamp comes here."""
         refs = [w.publish.remote(version, mode) for w in self.workers]
-        stamps = fetch([stamp for stamp, _ in refs])
+        stamps = self._call("publish", [stamp for stamp, _ in refs]).take()
         return stamps[0], refs[0][1]
 
     def connect(self, backend: str, rollout: RolloutPool) -> None:
         """Open the way from GPU to GPU that `broadcast` takes."""
-        host, port = fetch(self.workers[0].address.remote())
+        host, port = self._call("address", [self.workers[0].address.remote()]).take()[0]
         self._all("connect", backend, rollout.serving(), host, port)
 
     def broadcast(self, version: int) -> None:
@@ -150,18 +203,15 @@ class LearnerGroup:
         self._all("export_adapter", str(out.with_name(out.name + "-adapter.safetensors")))
 
     def _all(self, method: str, *args: Any) -> list[Any]:
-        return fetch([getattr(w, method).remote(*args) for w in self.workers])
+        return self._call(method, [getattr(w, method).remote(*args) for w in self.workers]).take()
+
+    def _call(self, method: str, refs: Sequence[ObjectRef]) -> RankCall:
+        return RankCall(method, refs, self.config.learner.call_timeout_s)
 
     def close(self) -> None:
         """End the processes."""
         for worker in self.workers:
             ray.kill(worker)
-
-
-@ray.remote
-def _together(*results: dict[str, float]) -> dict[str, float]:
-    """One object for "all ranks are done"; their metrics are already reduced, so the first rank's stand for all."""
-    return results[0]
 
 
 class Pool:
@@ -403,6 +453,6 @@ class RecogniserPool(Pool):
 
 
 __all__ = [
-    "JudgePool", "LearnerGroup", "RecogniserPool", "RolloutPool", "TeacherPool", "environment", "fetch",
+    "JudgePool", "LearnerGroup", "RankCall", "RecogniserPool", "RolloutPool", "TeacherPool", "environment", "fetch",
     "wait_for_one",
 ]  # fmt: skip

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from ray import ObjectRef
 
 from cluster.elastic import TEND_S, ElasticPool, Ticket
-from cluster.groups import JudgePool, LearnerGroup, Pool, RolloutPool, TeacherPool, fetch, wait_for_one
+from cluster.groups import JudgePool, LearnerGroup, Pool, RankCall, RolloutPool, TeacherPool, wait_for_one
 from speechsum.data import Draw
 from speechsum.prompting import PromptBuilder, transcript_ids
 from speechsum.types import Batch, Prompt, PushMode, SamplingParams, TrajectoryGroup
+
+Handle: TypeAlias = ObjectRef | Ticket | RankCall
 
 
 class RayPorts:
@@ -51,7 +53,7 @@ class RayPorts:
         self._pools[ref] = self.teacher
         return ref
 
-    def step(self, batch: Batch, version: int) -> ObjectRef:
+    def step(self, batch: Batch, version: int) -> RankCall:
         """See `Ports.step`."""
         return self.learner.step(batch, version)
 
@@ -76,28 +78,30 @@ class RayPorts:
         """See `Ports.given`."""
         return handle.given if isinstance(handle, Ticket) else 0.0
 
-    def wait(self, handles: Sequence[ObjectRef | Ticket]) -> list[ObjectRef | Ticket]:
+    def wait(self, handles: Sequence[Handle]) -> list[Handle]:
         """See `Ports.wait`. Meanwhile the pools grow, shrink and replace what is lost or hangs."""
-        refs = [handle for handle in handles if not isinstance(handle, Ticket)]
+        refs = [handle for handle in handles if not isinstance(handle, Ticket | RankCall)]
+        tended: list[ElasticPool | RankCall] = [*self._elastic, *(h for h in handles if isinstance(h, RankCall))]
         done: list[ObjectRef] = []
-        while not (ready := [h for h in handles if (h.done if isinstance(h, Ticket) else h in done)]):
-            for pool in self._elastic:
-                pool.tend()
+        while not (ready := [h for h in handles if (h.done if isinstance(h, Ticket | RankCall) else h in done)]):
+            for each in tended:
+                each.tend()
             for teachers in set(self._pools.values()):
                 teachers.stop_if_hanging()
-            watched = [ref for pool in self._elastic for ref in pool.watched()]
+            watched = [ref for each in tended for ref in each.watched()]
             done = wait_for_one(refs + watched, TEND_S)
-            for pool in self._elastic:
-                pool.settle(done)
+            for each in tended:
+                each.settle(done)
         return ready
 
-    def result(self, handle: ObjectRef | Ticket) -> Any:
+    def result(self, handle: Handle) -> Any:
         """See `Ports.result`."""
         self.wait([handle])
         if isinstance(handle, Ticket):
             return handle.answer
-        pool = self._pools.pop(handle, None)
-        return pool.take(handle) if pool else fetch(handle)
+        if isinstance(handle, RankCall):
+            return handle.take()[0]
+        return self._pools.pop(handle).take(handle)
 
     def figures(self) -> dict[str, float]:
         """How the pools stand."""

@@ -356,7 +356,11 @@ class OptimizerConfig(Section):
 
 
 class LearnerConfig(Section):
-    """FSDP2 ranks. `microbatch_tokens` bounds the padded tokens of one forward on one rank."""
+    """FSDP2 ranks. `microbatch_tokens` bounds the padded tokens of one forward on one rank.
+
+    A rank that waits for another in a collective fails after `collective_timeout_s` seconds. Ranks that have not
+    answered a call after `call_timeout_s` seconds end the run too, which goes on with --resume.
+    """
 
     ranks: Positive = 2
     threads_per_rank: Positive = 1
@@ -367,6 +371,7 @@ class LearnerConfig(Section):
     logprob_chunk: Positive = 1024
     activation_checkpointing: bool = False
     collective_timeout_s: Positive = 300
+    call_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
 
 
 class StageConfig(Section):
