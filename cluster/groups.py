@@ -42,6 +42,14 @@ T = TypeVar("T")
 TASKS_PER_REQUEST = 64
 """Judgements in a request of evaluation or audit, as long as the pool may have an actor for each request."""
 
+LOST = (
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.RuntimeEnvSetupError,
+    ray.exceptions.ActorUnschedulableError,
+)
+"""What Ray calls the end of an actor besides `RayActorError`. Another actor may fare better."""
+
 
 def environment(threads: int) -> dict[str, Any]:
     """Ray's runtime environment for a compute process: its share of threads, and waiting that does not spin."""
@@ -74,12 +82,18 @@ def fetch(refs: Any, timeout_s: float | None = None, who: str = "an actor") -> A
         raise RunError(f"{who} did not answer within {timeout_s:.0f} s; see the Ray logs of the run") from None
     except ray.exceptions.RayActorError as error:
         raise ActorDied(f"{who} died: {last_line(error)}") from error
+    except LOST as error:
+        raise ActorDied(f"{who} was lost: {type(error).__name__}: {last_line(error)}") from error
     except ray.exceptions.ObjectLostError as error:
         raise ActorDied(f"what {who} made was lost with its node: {last_line(error)}") from error
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError | RunError):
             raise error.cause from None
         raise RunError(f"{who} failed: {type(error.cause).__name__}: {last_line(error.cause)}") from error
+    except ray.exceptions.RayError as error:
+        raise RunError(
+            f"Ray has no answer of {who}: {type(error).__name__}: {last_line(error)}; see the Ray logs of the run"
+        ) from error
 
 
 class RankCall:

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ray import exceptions
 
 import actors.judge
 from cluster import groups
+from cluster.elastic import ActorDied
 from speechsum.config import RunConfig
 from speechsum.errors import RunError
 from speechsum.types import (
@@ -65,6 +67,29 @@ def test_every_role_asks_for_its_own_resources(monkeypatch: pytest.MonkeyPatch) 
         {"rollout": 1},
         {"judge": 0.5},
     ]
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "message"),
+    [
+        (exceptions.OutOfMemoryError("full"), ActorDied, "rollout 0 was lost: OutOfMemoryError: full"),
+        (exceptions.NodeDiedError("gone"), ActorDied, "rollout 0 was lost: NodeDiedError: gone"),
+        (exceptions.RuntimeEnvSetupError("no"), ActorDied, "rollout 0 was lost: RuntimeEnvSetupError: no"),
+        (exceptions.ActorUnschedulableError("no"), ActorDied, "rollout 0 was lost: ActorUnschedulableError: .* no"),
+        (exceptions.RayActorError(), ActorDied, "rollout 0 died: The actor experienced an error"),
+        (exceptions.OutOfDiskError("full"), RunError, "no answer of rollout 0: OutOfDiskError: .*; see the Ray logs"),
+    ],
+)
+def test_what_ray_raises_is_told_as_a_death_or_ends_the_run(
+    error: Exception, told: type[RunError], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get(ref: Any, timeout: float | None) -> None:
+        raise error
+
+    monkeypatch.setattr(groups.ray, "get", get)
+    with pytest.raises(RunError, match=message) as raised:
+        groups.fetch("ref", who="rollout 0")
+    assert type(raised.value) is told
 
 
 # --- pools whose actors answer at once -----------------------------------------------------------------------------
