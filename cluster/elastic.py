@@ -355,11 +355,15 @@ class ElasticPool:
         self._assign()
 
     def _lose_the_hanging(self) -> None:
-        """A process can stand still without dying; nobody else would ever end it."""
+        """A process can stand still without dying; nobody else would ever end it.
+
+        An answer may be there that nobody has looked at yet, as whoever waits was busy with other things.
+        """
         now = self._clock()
         for member in [member for member in self._members if member.calls]:
-            patience = self._patience(next(iter(member.calls.values())))
-            if now - member.since > patience:
+            ref, ticket = next(iter(member.calls.items()))
+            patience = self._patience(ticket)
+            if now - member.since > patience and not self.side.wait([ref], 0.0):
                 self._lose(member, _hangs(patience))
 
     def _patience(self, *tickets: Ticket) -> float:

@@ -272,10 +272,12 @@ class Pool:
         """Raise `RunError` where an actor has been at one call for too long; nobody can take its place."""
         now = time.monotonic()
         for index, calls in self._busy.items():
-            if calls and now - self._since[index] > self._call_timeout_s:
-                raise RunError(
-                    f"{self.role} {index} has not answered for {now - self._since[index]:.0f} s; go on with --resume"
-                )
+            waited_s = now - self._since[index] if calls else 0.0
+            if waited_s > self._call_timeout_s and not wait_for_one(self._held_by(index), 0.0):
+                raise RunError(f"{self.role} {index} has not answered for {waited_s:.0f} s; go on with --resume")
+
+    def _held_by(self, index: int) -> list[ObjectRef]:
+        return [ref for ref, owner in self._owner.items() if owner == index]
 
     def _spread(self, items: Sequence[Any], call: Callable[[Any, list[Any]], ObjectRef]) -> list[Any]:
         """An answer for each item, in order: each actor is called with its part of them."""

@@ -263,6 +263,22 @@ def test_an_actor_that_hangs_is_killed_and_what_it_held_goes_to_another() -> Non
     assert (pool.lost, pool.returned, states(pool)) == (1, 2, {"serving": 1, "starting": 1})
 
 
+def test_an_answer_that_nobody_looked_at_in_time_counts() -> None:
+    pool, side = pool_of(1, 1, 1)
+    loaded(pool, side)
+    answered, behind = ask(pool, side, "answered"), ask(pool, side, "behind")
+    side.run(side.actors[0])
+    side.now += 2 * TIMEOUT_S  # the driver was busy
+    pool.tend()
+    assert side.killed == []
+    go_on(pool, side)
+    assert (answered.answer, behind.done) == (("answered", 0), False)
+    go_on(pool, side, TIMEOUT_S)
+    assert side.killed == []
+    go_on(pool, side, 1)
+    assert side.killed == [0]  # the second call counts from when the first answer was seen
+
+
 def test_an_actor_that_hangs_at_a_push_keeps_the_others_from_nothing() -> None:
     pool, side = pool_of(2, 2, 2)
     loaded(pool, side)

@@ -97,13 +97,14 @@ def test_what_ray_raises_is_told_as_a_death_or_ends_the_run(
 
 @dataclass(eq=False)
 class Answer:
-    """A ref whose result is there."""
+    """A ref whose result is there, or will be."""
 
     value: Any
+    there: bool = True
 
 
 class FakeActor:
-    """Every call is answered at once by the function of its name."""
+    """Every call is answered at once by the function of its name, which may make the ref as well."""
 
     def __init__(self, **calls: Callable[..., Any]) -> None:
         self.calls = calls | {"join": lambda: "node"}
@@ -112,7 +113,8 @@ class FakeActor:
         return FakeActor(call=self.calls[name])
 
     def remote(self, *args: Any) -> Answer:
-        return Answer(self.calls["call"](*args))
+        value = self.calls["call"](*args)
+        return value if isinstance(value, Answer) else Answer(value)
 
 
 class FakeClass:
@@ -133,7 +135,7 @@ class FakeClass:
 @pytest.fixture
 def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(groups, "fetch", lambda ref: ref.value)
-    monkeypatch.setattr(groups, "wait_for_one", lambda refs, timeout_s: list(refs))
+    monkeypatch.setattr(groups, "wait_for_one", lambda refs, timeout_s: [ref for ref in refs if ref.there])
     monkeypatch.setattr(groups.RayActors, "leaving_nodes", lambda self: ())
     monkeypatch.setattr(groups.RayActors, "kill", lambda self, actor: None)
 
@@ -203,7 +205,7 @@ def test_judgements_are_spread_over_the_pool(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_teacher_that_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(groups.time, "monotonic", lambda: now)
-    pool = groups.Pool([FakeActor(teach=lambda: "lesson")], call_timeout_s=10.0)
+    pool = groups.Pool([FakeActor(teach=lambda: Answer("lesson", there=False))], call_timeout_s=10.0)
     first, second = (pool.submit(lambda actor: actor.teach.remote()) for _ in range(2))
     now = 10.0
     pool.stop_if_hanging()
@@ -213,6 +215,8 @@ def test_a_teacher_that_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 20.5
     with pytest.raises(RunError, match=r"actor 0 has not answered for 10 s; go on with --resume"):
         pool.stop_if_hanging()
+    second.there = True  # and nobody has looked at it yet
+    pool.stop_if_hanging()
     assert pool.take(second) == "lesson"
     now = 99.0
     pool.stop_if_hanging()
