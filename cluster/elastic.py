@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import ceil
@@ -135,6 +136,7 @@ class ElasticPool:
         self.sizer = Sizer(bounds, start, clock)
         self.wanted, self.lost, self.starts_failed, self.returned = start, 0, 0, 0
         self._made = self._failed_in_a_row = 0
+        self._held = False
         self._queue: deque[Ticket] = deque()
         self._push: tuple[Any, WeightsVersion] | None = None
         self._leaving: Collection[str] = ()
@@ -169,24 +171,36 @@ class ElasticPool:
 
     def push(self, payload: Any, stamp: WeightsVersion) -> None:
         """Put weights in force on every serving actor; who serves later receives them first."""
-        self.poll()
-        self._push = payload, stamp
-        check_versions(self.everywhere(lambda actor: self.side.receive(actor, payload, stamp)), stamp.version)
+        with self.held():
+            self.poll()
+            self._push = payload, stamp
+            check_versions(self.everywhere(lambda actor: self.side.receive(actor, payload, stamp)), stamp.version)
 
     def everywhere(self, call: Callable[[Any], Any]) -> list[Any]:
         """The answers of all serving actors but those that die or hang at it."""
-        self.poll()
-        refs = [(member, call(member.actor)) for member in self._in(State.SERVING)]
-        began, answers = self._clock(), []
-        for member, ref in refs:
-            patience = self._call_timeout_s + self._patience(*member.calls.values())
-            try:
-                if not self.side.wait([ref], max(began + patience - self._clock(), 0.0)):
-                    raise _hangs(patience)
-                answers.append(self.side.take(ref))
-            except ActorDied as error:
-                self._lose(member, error)
-        return answers
+        with self.held():
+            self.poll()
+            refs = [(member, call(member.actor)) for member in self._in(State.SERVING)]
+            began, answers = self._clock(), []
+            for member, ref in refs:
+                patience = self._call_timeout_s + self._patience(*member.calls.values())
+                try:
+                    if not self.side.wait([ref], max(began + patience - self._clock(), 0.0)):
+                        raise _hangs(patience)
+                    answers.append(self.side.take(ref))
+                except ActorDied as error:
+                    self._lose(member, error)
+            return answers
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hand nothing out in this block, only at its end: what all actors are asked in it would wait for that."""
+        outer, self._held = self._held, True
+        try:
+            yield
+        finally:
+            self._held = outer
+        self._assign()
 
     def serving(self) -> list[Any]:
         """The actors that may be asked now."""
@@ -269,8 +283,8 @@ class ElasticPool:
             member.joining = self.side.receive(member.actor, payload, stamp)
 
     def _assign(self) -> None:
-        """Give each waiting request to the serving actor with the fewest, while one has room."""
-        while self._queue:
+        """Give each waiting request to the serving actor with the fewest, while one has room and nothing is held."""
+        while self._queue and not self._held:
             free = [member for member in self._in(State.SERVING) if len(member.calls) < AHEAD]
             if not free:
                 return

@@ -66,9 +66,10 @@ class RayPorts:
             self.rollout.check_version(version)
             return {"sync/publish_s": time.perf_counter() - started}
         stamp, payload = self.learner.publish(version, self.mode)
-        self.rollout.push(payload, stamp)
-        publish_s = time.perf_counter() - started
-        return {"sync/publish_s": publish_s, "sync/bytes": stamp.bytes} | self.rollout.receive_s()
+        with self.rollout.held():
+            self.rollout.push(payload, stamp)
+            publish_s = time.perf_counter() - started
+            return {"sync/publish_s": publish_s, "sync/bytes": stamp.bytes} | self.rollout.receive_s()
 
     def actor(self, handle: ObjectRef | Ticket) -> str:
         """See `Ports.actor`."""

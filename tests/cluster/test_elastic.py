@@ -57,6 +57,7 @@ class FakeActors:
         self.leaving: set[str] = set()
         self.killed: list[int] = []
         self.said: list[str] = []
+        self.pushed: int | None = None
         self.advance = lambda: None
 
     # --- what the pool calls ------------------------------------------------------------------------------------
@@ -106,7 +107,12 @@ class FakeActors:
 
     def generate(self, actor: FakeActor, name: str, min_version: int) -> int:
         assert actor.version >= min_version, "work went to an actor that does not serve the weights in force"
+        assert self.pushed in (None, actor.version), "work went to an actor before the weights under way"
         return self._call(actor, "generate", name)
+
+    def measure(self, actor: FakeActor) -> int:
+        assert not actor.queue, "what follows a push waits for work that was handed out meanwhile"
+        return self._call(actor, "measure")
 
     def run(self, actor: FakeActor) -> None:
         """The actor ends its oldest call."""
@@ -156,8 +162,17 @@ def ask(pool: ElasticPool, side: FakeActors, name: str, min_version: int = -1, w
     return pool.submit(lambda actor: side.generate(actor, name, min_version), work)
 
 
-def push(pool: ElasticPool, version: int) -> None:
+def push(pool: ElasticPool, side: FakeActors, version: int) -> None:
+    side.pushed = version
     pool.push(f"weights {version}", stamp(version))
+    side.pushed = None
+
+
+def push_and_measure(pool: ElasticPool, side: FakeActors, version: int) -> None:
+    """As the ports do."""
+    with pool.held():
+        push(pool, side, version)
+        pool.everywhere(side.measure)
 
 
 def go_on(pool: ElasticPool, side: FakeActors, seconds: float = 0.0) -> None:
@@ -185,28 +200,42 @@ def states(pool: ElasticPool) -> dict[str, float]:
 def test_a_latecomer_receives_the_weights_in_force_before_it_serves() -> None:
     pool, side = pool_of(1, 2, 1, target_s=1)
     loaded(pool, side)
-    push(pool, 0)
+    push(pool, side, 0)
     tickets = [ask(pool, side, f"r{i}", 0) for i in range(4)]
     side.run(side.actors[0])
     go_on(pool, side, 4)  # one in four seconds: the other three need more than one actor
     assert states(pool) == {"starting": 1, "serving": 1}
-    push(pool, 1)  # while the second one loads
+    push(pool, side, 1)  # while the second one loads
     late = side.actors[1]
     side.run(late)
     go_on(pool, side)
     assert (states(pool), late.version) == ({"starting": 1, "serving": 1}, -1)
     side.run(late)
-    push(pool, 2)  # it has received version 1, and the pool does not know yet
+    push(pool, side, 2)  # it has received version 1, and the pool does not know yet
     go_on(pool, side)
     assert (late.version, late.queue) == (2, [])
     assert states(pool) == {"serving": 2}
     assert [ticket.done for ticket in tickets].count(True) >= 1
 
 
+def test_a_push_waits_for_no_work_that_was_still_to_be_handed_out() -> None:
+    pool, side = pool_of(2, 2, 2)
+    side.run(side.actors[0])
+    go_on(pool, side)
+    for i in range(4):
+        ask(pool, side, f"r{i}")
+    first, late = side.actors
+    side.run(first)  # there is room for another request, and the pool does not know yet
+    side.run(late)
+    push_and_measure(pool, side, 0)
+    assert [side.calls[ref][2] for ref in first.queue] == ["r2"]
+    assert [side.calls[ref][2] for ref in late.queue] == ["r3"]  # that it has loaded was seen meanwhile
+
+
 def test_weights_that_changed_while_they_travelled_are_sent_again() -> None:
     pool, side = pool_of(1, 2, 1, target_s=1)
     loaded(pool, side)
-    push(pool, 0)
+    push(pool, side, 0)
     for i in range(4):
         ask(pool, side, f"r{i}", 0)
     side.run(side.actors[0])
@@ -214,7 +243,7 @@ def test_weights_that_changed_while_they_travelled_are_sent_again() -> None:
     late = side.actors[1]
     side.run(late)
     go_on(pool, side)  # version 0 is on its way
-    push(pool, 1)
+    push(pool, side, 1)
     side.run(late)
     go_on(pool, side)
     assert (late.version, states(pool)) == (0, {"starting": 1, "serving": 1})
@@ -283,7 +312,7 @@ def test_an_actor_that_hangs_at_a_push_keeps_the_others_from_nothing() -> None:
     pool, side = pool_of(2, 2, 2)
     loaded(pool, side)
     side.actors[0].hangs = True
-    push(pool, 3)
+    push(pool, side, 3)
     assert (side.killed, [actor.version for actor in side.living()], pool.lost) == ([0], [3], 1)
     assert side.said == ["lost rollout 0 (serving, requests in hand: 0): no answer within 2000 s, so it is killed"]
 
@@ -431,7 +460,7 @@ def test_a_wrong_version_after_a_push_is_told() -> None:
     loaded(pool, side)
     side.take = lambda ref: 3
     with pytest.raises(RunError, match=r"serve versions \[3\] after a push of version 4"):
-        push(pool, 4)
+        push(pool, side, 4)
 
 
 # --- any order ---------------------------------------------------------------------------------------------------
@@ -476,7 +505,7 @@ def test_every_request_is_answered_once_whatever_happens(
             tickets.append((name, ask(pool, side, name, version)))
         elif rng.randrange(4) == 0:
             version += 1
-            push(pool, version)
+            rng.choice((push, push_and_measure))(pool, side, version)
         elif tickets:
             name, ticket = rng.choice(tickets)
             assert pool.take(ticket)[0] == name
