@@ -382,7 +382,7 @@ class ElasticPool:
 
     def _patience(self, *tickets: Ticket) -> float:
         """Seconds that an actor has for these requests."""
-        return self._call_timeout_s * max(1.0, sum(ticket.work for ticket in tickets) / WORK_IN_TIME)
+        return patience_s(self._call_timeout_s, sum(ticket.work for ticket in tickets))
 
     def _give_back(self, tickets: Sequence[Ticket]) -> None:
         """To the head of the queue, as they have waited longest."""
@@ -409,6 +409,11 @@ class ElasticPool:
 
     def _in(self, state: State) -> list[Member]:
         return [member for member in self._members if member.state is state]
+
+
+def patience_s(call_timeout_s: float, work: int) -> float:
+    """Seconds that an actor has for so many completions."""
+    return call_timeout_s * max(1.0, work / WORK_IN_TIME)
 
 
 def _hangs(patience_s: float) -> ActorDied:

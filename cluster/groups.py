@@ -7,9 +7,8 @@ Making a handle starts its actors and `ready` awaits them, so that all of them c
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from math import comb, inf
+from math import comb
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +17,7 @@ import ray
 from ray import ObjectRef
 
 from actors.rollout import Rolled, RolloutActor
-from cluster.elastic import START_TIMEOUT_S, TEND_S, ActorDied, ElasticPool, State, Ticket, check_versions
+from cluster.elastic import START_TIMEOUT_S, TEND_S, ActorDied, ElasticPool, State, Ticket, check_versions, patience_s
 from learner.worker import LearnerWorker
 from speechsum.audio import AudioLimits
 from speechsum.config import TEACHER, RunConfig, StageConfig
@@ -41,6 +40,9 @@ T = TypeVar("T")
 
 TASKS_PER_REQUEST = 64
 """Judgements in a request of evaluation or audit, as long as the pool may have an actor for each request."""
+
+RECORDING_WORK = 8
+"""Completions that a recording to write down counts as: its recogniser has no engine and no GPU."""
 
 LOST = (
     ray.exceptions.OutOfMemoryError,
@@ -96,6 +98,14 @@ def fetch(refs: Any, timeout_s: float | None = None, who: str = "an actor") -> A
         ) from error
 
 
+def _fetch_or_end(ref: ObjectRef, who: str) -> Any:
+    """The answer of an actor whose place nobody can take, so that its death ends the run."""
+    try:
+        return fetch(ref, who=who)
+    except ActorDied as error:
+        raise RunError(f"{str(error).rstrip('.')}; go on with --resume") from error
+
+
 class RankCall:
     """A call that every rank of the learner has to answer; the first of them that fails or dies ends it.
 
@@ -120,10 +130,7 @@ class RankCall:
         """Take in what is done. Raises `RunError` where a rank failed or died; nobody can take its place."""
         for rank in self._silent():
             if self._refs[rank] in done:
-                try:
-                    self._answers[rank] = fetch(self._refs[rank], who=f"learner rank {rank}")
-                except ActorDied as error:
-                    raise RunError(f"{str(error).rstrip('.')}; go on with --resume") from error
+                self._answers[rank] = _fetch_or_end(self._refs[rank], f"learner rank {rank}")
 
     def tend(self) -> None:
         """Raise `RunError` where ranks hang. An answer may be there that nobody has looked at yet."""
@@ -231,59 +238,65 @@ class LearnerGroup:
 class Pool:
     """Interchangeable actors; a call goes to the one with the fewest calls outstanding.
 
-    One of them that has not answered a call after `call_timeout_s` seconds is taken to hang: see `stop_if_hanging`.
+    One of them that has not answered a call after `call_timeout_s` seconds is taken to hang: see `stop_if_hanging`. A
+    call of more work than `WORK_IN_TIME` has more time in proportion.
     """
 
     role = "actor"
 
-    def __init__(self, actors: Sequence[Any], call_timeout_s: float = inf) -> None:
+    def __init__(self, actors: Sequence[Any], call_timeout_s: float) -> None:
         self.actors = list(actors)
         self._call_timeout_s = call_timeout_s
-        self._busy: Counter[int] = Counter()
-        self._owner: dict[ObjectRef, int] = {}
-        self._since: dict[int, float] = {}
+        self._calls: list[dict[ObjectRef, int]] = [{} for _ in self.actors]  # the work of each, the one under way first
+        self._since = [0.0 for _ in self.actors]
 
     def ready(self) -> list[ObjectRef]:
         """What to wait for until every actor has loaded."""
         return [actor.ready.remote() for actor in self.actors]
 
-    def submit(self, call: Callable[[Any], ObjectRef]) -> ObjectRef:
+    def submit(self, call: Callable[[Any], ObjectRef], work: int) -> ObjectRef:
         """Send a call to the least busy actor."""
-        index = min(range(len(self.actors)), key=lambda i: self._busy[i])
+        index = min(range(len(self.actors)), key=lambda i: len(self._calls[i]))
         ref = call(self.actors[index])
-        if not self._busy[index]:
+        if not self._calls[index]:
             self._since[index] = time.monotonic()
-        self._busy[index] += 1
-        self._owner[ref] = index
+        self._calls[index][ref] = work
         return ref
 
     def holder(self, ref: ObjectRef) -> str:
-        """The actor that has a call, such as `rollout 0`."""
-        return f"{self.role} {self._owner[ref]}"
+        """The actor that has a call, such as `teacher 0`."""
+        return f"{self.role} {self._index(ref)}"
 
     def take(self, ref: ObjectRef) -> Any:
         """The result of a finished call."""
-        index = self._owner.pop(ref)
-        self._busy[index] -= 1
+        index = self._index(ref)
+        del self._calls[index][ref]
         self._since[index] = time.monotonic()
-        return fetch(ref)
+        return _fetch_or_end(ref, f"{self.role} {index}")
 
     def stop_if_hanging(self) -> None:
         """Raise `RunError` where an actor has been at one call for too long; nobody can take its place."""
         now = time.monotonic()
-        for index, calls in self._busy.items():
-            waited_s = now - self._since[index] if calls else 0.0
-            if waited_s > self._call_timeout_s and not wait_for_one(self._held_by(index), 0.0):
+        for index, calls in enumerate(self._calls):
+            if not calls:
+                continue
+            ref, work = next(iter(calls.items()))
+            waited_s = now - self._since[index]
+            if waited_s > patience_s(self._call_timeout_s, work) and not wait_for_one([ref], 0.0):
                 raise RunError(f"{self.role} {index} has not answered for {waited_s:.0f} s; go on with --resume")
 
-    def _held_by(self, index: int) -> list[ObjectRef]:
-        return [ref for ref, owner in self._owner.items() if owner == index]
+    def _index(self, ref: ObjectRef) -> int:
+        return next(index for index, calls in enumerate(self._calls) if ref in calls)
 
-    def _spread(self, items: Sequence[Any], call: Callable[[Any, list[Any]], ObjectRef]) -> list[Any]:
-        """An answer for each item, in order: each actor is called with its part of them."""
+    def _spread(self, items: Sequence[Any], work: int, call: Callable[[Any, list[Any]], ObjectRef]) -> list[Any]:
+        """An answer for each item, in order; waits for them. Each actor is called with its part, `work` an item."""
         parts = [[items[i] for i in part] for part in np.array_split(np.arange(len(items)), len(self.actors))]
-        refs = [self.submit(lambda actor, part=part: call(actor, part)) for part in parts if part]  # type: ignore[misc]
-        return [answer for ref in refs for answer in self.take(ref)]
+        refs = [self.submit(lambda actor, part=part: call(actor, part), work * len(part)) for part in parts if part]  # type: ignore[misc]
+        answers: dict[ObjectRef, list[Any]] = {}
+        while waiting := [ref for ref in refs if ref not in answers]:
+            self.stop_if_hanging()
+            answers |= {ref: self.take(ref) for ref in wait_for_one(waiting, TEND_S)}
+        return [answer for ref in refs for answer in answers[ref]]
 
     def close(self) -> None:
         """End the processes."""
@@ -446,26 +459,31 @@ class TeacherPool(Pool):
 
     def teach(self, groups: Sequence[TrajectoryGroup]) -> ObjectRef:
         """A reference to a tuple of `Lesson` for each group, in order."""
-        return self.submit(lambda actor: actor.teach.remote(list(groups)))
+        work = sum(len(group.trajectories) for group in groups)
+        return self.submit(lambda actor: actor.teach.remote(list(groups)), work)
 
     def write_all(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> list[str]:
         """The teacher's own summaries, by the whole pool; waits for them."""
-        return self._spread(prompts, lambda actor, part: actor.write.remote(part, sampling))
+        return self._spread(prompts, sampling.n, lambda actor, part: actor.write.remote(part, sampling))
 
 
 class RecogniserPool(Pool):
     """The first half of a cascade, as many as a run starts rollout actors; on the CPU, as those hold the GPUs."""
+
+    role = "recogniser"
 
     def __init__(self, config: RunConfig, checkpoint: Path) -> None:
         from actors.recogniser import RecogniserActor
 
         chosen = config.rollout
         actor = _deployed(RecogniserActor, 0, chosen.engine.threads, chosen.resources)
-        super().__init__([actor.remote(str(checkpoint), chosen.engine.threads) for _ in range(chosen.actors)])
+        super().__init__(
+            [actor.remote(str(checkpoint), chosen.engine.threads) for _ in range(chosen.actors)], chosen.call_timeout_s
+        )
 
     def transcribe_all(self, recordings: Sequence[AudioRef], limits: AudioLimits) -> list[str]:
         """What each recording says, by the whole pool; waits for it."""
-        return self._spread(recordings, lambda actor, part: actor.transcribe.remote(part, limits))
+        return self._spread(recordings, RECORDING_WORK, lambda actor, part: actor.transcribe.remote(part, limits))
 
 
 __all__ = [

@@ -330,7 +330,8 @@ class TeacherConfig(Section):
 
     A starter's `adapter` is named as in `model.adapter`; `teacher` is the one that was raised on transcripts. Teacher
     and student have to share their token ids, which is checked before anything is trained. An actor that has not
-    answered a call after `call_timeout_s` seconds ends the run, which goes on with --resume.
+    answered a call after `call_timeout_s` seconds (in proportion more for over 64 completions) ends the run, which goes
+    on with --resume.
     """
 
     path: str = ""

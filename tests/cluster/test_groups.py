@@ -13,8 +13,11 @@ import pytest
 from ray import exceptions
 
 import actors.judge
+import actors.recogniser
+import actors.teacher
 from cluster import groups
-from cluster.elastic import ActorDied
+from cluster.elastic import WORK_IN_TIME, ActorDied
+from speechsum.audio import AudioLimits
 from speechsum.config import RunConfig
 from speechsum.errors import RunError
 from speechsum.types import (
@@ -134,7 +137,7 @@ class FakeClass:
 
 @pytest.fixture
 def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(groups, "fetch", lambda ref: ref.value)
+    monkeypatch.setattr(groups, "fetch", lambda ref, who="": ref.value)
     monkeypatch.setattr(groups, "wait_for_one", lambda refs, timeout_s: [ref for ref in refs if ref.there])
     monkeypatch.setattr(groups.RayActors, "leaving_nodes", lambda self: ())
     monkeypatch.setattr(groups.RayActors, "kill", lambda self, actor: None)
@@ -206,20 +209,65 @@ def test_a_teacher_that_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(groups.time, "monotonic", lambda: now)
     pool = groups.Pool([FakeActor(teach=lambda: Answer("lesson", there=False))], call_timeout_s=10.0)
-    first, second = (pool.submit(lambda actor: actor.teach.remote()) for _ in range(2))
+    first, second = (pool.submit(lambda actor: actor.teach.remote(), work) for work in (1, 2 * WORK_IN_TIME))
     now = 10.0
     pool.stop_if_hanging()
     assert pool.take(first) == "lesson"
-    now = 20.0
-    pool.stop_if_hanging()  # the second began ten seconds ago
-    now = 20.5
-    with pytest.raises(RunError, match=r"actor 0 has not answered for 10 s; go on with --resume"):
+    now = 30.0
+    pool.stop_if_hanging()  # the second began twenty seconds ago, and is twice what ten seconds are for
+    now = 30.5
+    with pytest.raises(RunError, match=r"actor 0 has not answered for 20 s; go on with --resume"):
         pool.stop_if_hanging()
     second.there = True  # and nobody has looked at it yet
     pool.stop_if_hanging()
     assert pool.take(second) == "lesson"
     now = 99.0
     pool.stop_if_hanging()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
+    """Goes on where somebody waits for what is not there."""
+    now = 0.0
+
+    def wait(refs: list[Answer], timeout_s: float) -> list[Answer]:
+        nonlocal now
+        done = [ref for ref in refs if ref.there]
+        now += 0.0 if done else timeout_s
+        return done
+
+    monkeypatch.setattr(groups, "fetch", lambda ref, who="": ref.value)
+    monkeypatch.setattr(groups, "wait_for_one", wait)
+    monkeypatch.setattr(groups.time, "monotonic", lambda: now)
+    return lambda: now
+
+
+def test_a_teacher_that_hangs_while_it_writes_is_not_waited_for_for_ever(
+    clock: Callable[[], float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(index: int) -> FakeActor:
+        return FakeActor(write=lambda part, sampling: Answer([f"{p} by {index}" for p in part], there=index == 0))
+
+    monkeypatch.setattr(actors.teacher, "TeacherActor", FakeClass(make))
+    config = recipe(teacher={"path": "starter", "actors": 2, "call_timeout_s": 10})
+    pool = groups.TeacherPool(config, Path("teacher"), audio=False, top_k=1, vocabulary=1)
+    sampling = SamplingParams(n=1, temperature=0.0, max_tokens=8)
+    assert pool.write_all(["a"], sampling) == ["a by 0"]
+    with pytest.raises(RunError, match=r"^teacher 1 has not answered for 11 s; go on with --resume$"):
+        pool.write_all(["a", "b"], sampling)
+    assert clock() == 11.0
+
+
+def test_a_recogniser_has_more_time_the_more_it_hears(
+    clock: Callable[[], float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never = FakeActor(transcribe=lambda part, limits: Answer([], there=False))
+    made = SimpleNamespace(remote=lambda *args: never)
+    monkeypatch.setattr(actors.recogniser, "RecogniserActor", SimpleNamespace(options=lambda **options: made))
+    pool = groups.RecogniserPool(recipe(rollout={"call_timeout_s": 10}), Path("whisper"))
+    with pytest.raises(RunError, match=r"^recogniser 0 has not answered for 21 s; go on with --resume$"):
+        pool.transcribe_all([AudioRef(f"{i}.wav") for i in range(16)], AudioLimits(max_s=30.0))
+    assert clock() == 21.0
 
 
 @pytest.mark.usefixtures("_no_ray")
