@@ -14,6 +14,7 @@ from cluster.assets import Say
 from cluster.controls import with_silence, with_wrong_audio
 from cluster.groups import JudgePool, RolloutPool, fetch
 from cluster.memory import MemoryWatch
+from cluster.placement import beside, refuse_without_room
 from cluster.readers import ReaderPlan, Readers
 from cluster.runtime import ray_session
 from speechsum.audio import AudioLimits, load_audio
@@ -178,6 +179,7 @@ def evaluate_checkpoints(
     read: dict[str, Evaluation] = {}
     recordings = [audio_uri(load_audio(p.audio, _limits(config))) for p in table.prompts[:players]]
     with MemoryWatch() as memory, ray_session(None, memory, print):
+        refuse_without_room(config, {"rollout", "judge"} | beside(config))
         judge = JudgePool(config, judge_path)
         try:
             for name, folder in folders.items():

@@ -17,6 +17,7 @@ from cluster.controller import Controller, StepReport
 from cluster.evaluate import Evaluator
 from cluster.groups import JudgePool, LearnerGroup, RolloutPool, TeacherPool, fetch
 from cluster.memory import MemoryWatch
+from cluster.placement import beside, refuse_without_room
 from cluster.ports import RayPorts
 from cluster.readers import ReaderPlan, Readers
 from cluster.run_folder import RunFolder
@@ -29,7 +30,7 @@ from cluster.watch import SampleRow, Watch
 from learner.checkpoint import load_state, newest_checkpoint
 from speechsum.config import RunConfig, StageConfig
 from speechsum.data import PromptStream
-from speechsum.errors import RunError, StopAsked, UserError
+from speechsum.errors import RunError, StopAsked
 from speechsum.eval_table import kind_of
 from speechsum.families import FAMILIES, hears
 from speechsum.ledger import Ledger
@@ -54,7 +55,7 @@ def run(config: RunConfig, run_dir: Path, *, address: str | None, resume: bool, 
         with Watch(folder, config, screen) as watch, ray_session(address, memory, watch.status):
             stop.listen()  # Ray has put a handler of its own in place
             if address is None:
-                _refuse_without_gpus(config)
+                refuse_without_room(config, roles_of(config))
             crew = Crew.start(config, plan, watch)
             try:
                 summary = Training(config, plan, crew, folder, watch, memory, stop).run()
@@ -106,19 +107,11 @@ def make_plan(config: RunConfig, folder: RunFolder, screen: Screen, resume: bool
     return Plan(checkpoint, judge, teacher, adapter, train, held_out, pairs, readers, audit, newest)
 
 
-def _refuse_without_gpus(config: RunConfig) -> None:
-    """Too few GPUs are told at once on a machine that will not grow: actors without a place are waited for for ever."""
-    wanted = config.learner.ranks * config.learner.gpus_per_rank
-    if samples_from_student(config):
-        wanted += sum(pool.actors * pool.gpus_per_actor for pool in (config.rollout, config.judge))
-    if assets.asks_teacher(config):
-        wanted += config.teacher.actors * config.teacher.gpus_per_actor
-    found = ray.cluster_resources().get("GPU", 0)
-    if wanted > found:
-        raise UserError(
-            f"the recipe wants {wanted:g} GPUs and this machine has {found:g}; lower learner.gpus_per_rank, "
-            "gpus_per_actor of rollout, judge or teacher, or join a cluster with --address"
-        )
+def roles_of(config: RunConfig) -> set[str]:
+    """The sections of the recipe whose actors run at the same time, the evaluations' own among them."""
+    sampling = {"rollout", "judge"} if samples_from_student(config) else set()
+    asked = {"teacher"} if any("teacher" in stage.kind.scorers for stage in config.stage) else set()
+    return {"learner"} | sampling | asked | (beside(config) if config.eval.clips else set())
 
 
 def samples_from_student(config: RunConfig) -> bool:

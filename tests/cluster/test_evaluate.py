@@ -271,7 +271,9 @@ def test_checkpoints_become_rows_and_three_files(
     def no_session(*given: Any) -> Iterator[None]:
         yield
 
+    needed: list[set[str]] = []
     monkeypatch.setattr(evaluate, "ray_session", no_session)
+    monkeypatch.setattr(evaluate, "refuse_without_room", lambda config, roles: needed.append(roles))
     monkeypatch.setattr(evaluate, "RolloutPool", lambda config, folder: policies[folder.name])
     monkeypatch.setattr(evaluate, "JudgePool", lambda config, path: judge)
     monkeypatch.setattr(evaluate.assets, "checkpoint_folder", Path)
@@ -279,12 +281,13 @@ def test_checkpoints_become_rows_and_three_files(
     monkeypatch.setattr(evaluate.assets, "eval_prompts", lambda config, folder, say: prompts)
     out = tmp_path / "deep" / "scores.json"
     checkpoints = {"start": Path("base"), "sft": Path("sft")}
-    wanted = config('eval.rows=["text-mode", "base"]')
+    wanted = config('eval.rows=["text-mode", "base"]', 'eval.second_judge={ kind = "lexical" }')
     monkeypatch.setattr(evaluate.assets, "base_checkpoint", lambda config, say: Path("base"))
     monkeypatch.setattr(evaluate.ReaderPlan, "make", lambda config, student, prompts, say: ReaderPlan(("text-mode",)))
     known = frozenset({"bullets"})
     found = evaluate_checkpoints(checkpoints, Path("m.jsonl"), out, wanted, clips=3, players=2, trained=known)
 
+    assert needed == [{"rollout", "judge", "eval.second_judge"}]
     assert list(found["rows"]) == ["base", "start", "sft", "text-mode"]
     assert found["systems"] == {"text-mode": "base, given the transcript in place of the recording"}
     assert found["rows"]["text-mode"]["fact_recall"]["mean"] == 1.0
