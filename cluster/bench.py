@@ -24,7 +24,8 @@ from rich.table import Table
 from actors.baseline import BareEngine
 from actors.rollout import BASE_VERSION
 from cluster import assets
-from cluster.groups import LearnerGroup, RolloutPool, environment, fetch
+from cluster.elastic import START_TIMEOUT_S
+from cluster.groups import LearnerGroup, RolloutPool, environment, fetch, wait_until_loaded
 from cluster.memory import MemoryWatch
 from cluster.run_folder import RunFolder
 from cluster.runtime import ray_session
@@ -100,7 +101,8 @@ def bench_rollout(config: RunConfig, say: assets.Say) -> dict[str, float]:
     actor: Any = BareEngine
     bare = actor.options(**options).remote(str(checkpoint), config.model, config.rollout.engine, prompts)
     try:
-        fetch([*pool.ready(), bare.ready.remote()])
+        wait_until_loaded([pool])
+        fetch(bare.ready.remote(), START_TIMEOUT_S)
         say("they take turns")
         draws = [Draw(0, p) for p in prompts]
         ours: list[float] = []
@@ -134,7 +136,7 @@ def bench_sync(config: RunConfig, say: assets.Say) -> dict[str, float]:
     learner, pool = LearnerGroup(config, checkpoint), RolloutPool(config, checkpoint)
     figures: dict[str, float] = {}
     try:
-        fetch(learner.ready() + pool.ready())
+        wait_until_loaded([learner, pool])
         say("pushing weights")
         version = 0
         for mode in (PushMode.FULL, PushMode.ADAPTER):
@@ -175,7 +177,7 @@ def bench_prompt_once(config: RunConfig, say: assets.Say) -> dict[str, float]:
         seconds: dict[str, list[float]] = {name: [] for name in variants}
         last: dict[str, dict[str, float]] = {}
         try:
-            fetch(learner.ready())
+            wait_until_loaded([learner])
             learner.begin_stage(stage)
             say("the prompt run once, and again for each completion")
             for turn in range(PROMPT_ONCE_REPEATS + 1):

@@ -12,7 +12,7 @@ from actors.rollout import BASE_VERSION
 from cluster import assets
 from cluster.assets import Say
 from cluster.controls import with_silence, with_wrong_audio
-from cluster.groups import JudgePool, RolloutPool, fetch
+from cluster.groups import JudgePool, RolloutPool, wait_until_loaded
 from cluster.memory import MemoryWatch
 from cluster.placement import beside, refuse_without_room
 from cluster.readers import ReaderPlan, Readers
@@ -212,7 +212,7 @@ def _evaluate(
     """One checkpoint and the plan's rows beside it, in engines that are gone again before the next one's start."""
     rollout = RolloutPool(config, folder)
     try:
-        fetch(rollout.ready() + judge.ready())
+        wait_until_loaded([rollout, judge])
         evaluator = Evaluator(config, rollout, judge, prompts)
         return evaluator.run(name, BASE_VERSION, print), Readers(plan, evaluator, name).run(BASE_VERSION, print)
     finally:

@@ -7,7 +7,8 @@ Making a handle starts its actors and `ready` awaits them, so that all of them c
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from math import comb
 from pathlib import Path
 from typing import Any, TypeVar
@@ -157,6 +158,8 @@ class RankCall:
 class LearnerGroup:
     """The ranks of the learner, called together."""
 
+    role = "learner"
+
     def __init__(self, config: RunConfig, checkpoint: Path) -> None:
         self.config = config
         chosen = config.learner
@@ -165,7 +168,10 @@ class LearnerGroup:
 
     def ready(self) -> list[ObjectRef]:
         """Begin loading; gives what to wait for until every rank has."""
-        host, port = fetch(self.workers[0].open_door.remote(), START_TIMEOUT_S, "learner rank 0")
+        door = self.workers[0].open_door.remote()
+        if not wait_for_one([door], START_TIMEOUT_S):
+            raise _none_loads([self.role])
+        host, port = fetch(door, who="learner rank 0")
         return [w.join.remote(host, port) for w in self.workers]
 
     def begin_stage(self, stage: StageConfig) -> None:
@@ -302,6 +308,32 @@ class Pool:
         """End the processes."""
         for actor in self.actors:
             ray.kill(actor)
+
+
+def wait_until_loaded(
+    groups: Sequence[LearnerGroup | RolloutPool | JudgePool | Pool], say: Callable[[str], None] = lambda text: None
+) -> None:
+    """Wait until every actor of `groups` has loaded; `say` is told how many have.
+
+    Raises `RunError` where one fails, and where for `START_TIMEOUT_S` seconds no other comes to be.
+    """
+    waiting = {ref: group.role for group in groups for ref in group.ready()}
+    total = len(waiting)
+    while waiting:
+        done = wait_for_one(list(waiting), START_TIMEOUT_S)
+        if not done:
+            raise _none_loads(waiting.values())
+        for ref in done:
+            fetch(ref, who=f"{waiting.pop(ref)} actor")
+        say(f"models loaded: {total - len(waiting)} of {total}")
+
+
+def _none_loads(roles: Iterable[str]) -> RunError:
+    told = ", ".join(f"{role} {count}" for role, count in Counter(roles).items())
+    return RunError(
+        f"no model has loaded for {START_TIMEOUT_S:.0f} s, and these are waited for: {told}; "
+        "do the nodes offer what their resources and gpus_per_actor (of the learner gpus_per_rank) ask for?"
+    )
 
 
 class RayActors:
@@ -488,5 +520,5 @@ class RecogniserPool(Pool):
 
 __all__ = [
     "JudgePool", "LearnerGroup", "RankCall", "RecogniserPool", "RolloutPool", "TeacherPool", "environment", "fetch",
-    "wait_for_one",
+    "wait_for_one", "wait_until_loaded",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster import assets
-from cluster.groups import RecogniserPool, TeacherPool, fetch
+from cluster.groups import RecogniserPool, TeacherPool, wait_until_loaded
 from speechsum.audio import AudioLimits
 from speechsum.config import BASE, CASCADE, TEACHER, TEXT_MODE, RunConfig
 from speechsum.errors import UserError
@@ -135,7 +135,7 @@ class Readers:
         say(f"evaluating {CASCADE}: writing down {len(recordings)} recordings")
         pool = RecogniserPool(config, self.plan.recogniser)
         try:
-            fetch(pool.ready())
+            wait_until_loaded([pool])
             texts = pool.transcribe_all(list(recordings.values()), AudioLimits(max_s=config.model.max_audio_s))
         finally:
             pool.close()
@@ -148,7 +148,7 @@ class Readers:
 
     def _start_teacher(self, folder: Path) -> TeacherPool:
         pool = TeacherPool(self.evaluator.config, folder, audio=hears(folder), top_k=1, vocabulary=1)
-        fetch(pool.ready())
+        wait_until_loaded([pool])
         return pool
 
     def _system(self, row: str) -> str:

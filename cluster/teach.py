@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cluster import assets
-from cluster.groups import TeacherPool, fetch
+from cluster.groups import TeacherPool, wait_until_loaded
 from cluster.manifest_copy import check_beside, write_copy
 from cluster.memory import MemoryWatch
 from cluster.runtime import ray_session
@@ -38,7 +38,7 @@ def teach(config: RunConfig, data: Path, out: Path, say: assets.Say) -> None:
     with MemoryWatch() as memory, ray_session(None, memory, say):
         pool = TeacherPool(config, folder, audio=hears(folder), top_k=1, vocabulary=1)
         try:
-            fetch(pool.ready())
+            wait_until_loaded([pool])
             written = pool.write_all(prompts, sampling)
         finally:
             pool.close()

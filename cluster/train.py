@@ -8,14 +8,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ray
 from rich.console import Console
 
 from actors.endpoint import Endpoint
 from cluster import assets, preflight
 from cluster.controller import Controller, StepReport
 from cluster.evaluate import Evaluator
-from cluster.groups import JudgePool, LearnerGroup, RolloutPool, TeacherPool, fetch
+from cluster.groups import JudgePool, LearnerGroup, RolloutPool, TeacherPool, wait_until_loaded
 from cluster.memory import MemoryWatch
 from cluster.placement import beside, refuse_without_room
 from cluster.ports import RayPorts
@@ -140,12 +139,7 @@ class Crew:
             JudgePool(config, plan.judge_checkpoint, teachers, watch.note) if sampling else None,
             teachers,
         )
-        waiting = [ref for group in crew.groups for ref in group.ready()]
-        total = len(waiting)
-        while waiting:
-            done, waiting = ray.wait(waiting, num_returns=1)
-            fetch(done)
-            watch.status(f"models loaded: {total - len(waiting)} of {total}")
+        wait_until_loaded(crew.groups, watch.status)
         return crew
 
     @property

@@ -87,7 +87,7 @@ class FakeJudge:
 
 @pytest.fixture(autouse=True)
 def _no_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(evaluate, "fetch", lambda refs: refs)
+    monkeypatch.setattr(evaluate, "wait_until_loaded", lambda groups: None)
     monkeypatch.setattr(evaluate, "default_cache", lambda: tmp_path / "cache")
 
 

@@ -16,7 +16,7 @@ import actors.judge
 import actors.recogniser
 import actors.teacher
 from cluster import groups
-from cluster.elastic import WORK_IN_TIME, ActorDied
+from cluster.elastic import START_TIMEOUT_S, WORK_IN_TIME, ActorDied
 from speechsum.audio import AudioLimits
 from speechsum.config import RunConfig
 from speechsum.errors import RunError
@@ -268,6 +268,27 @@ def test_a_recogniser_has_more_time_the_more_it_hears(
     with pytest.raises(RunError, match=r"^recogniser 0 has not answered for 21 s; go on with --resume$"):
         pool.transcribe_all([AudioRef(f"{i}.wav") for i in range(16)], AudioLimits(max_s=30.0))
     assert clock() == 21.0
+
+
+def test_who_has_no_place_is_not_waited_for_for_ever(clock: Callable[[], float]) -> None:
+    loaded = SimpleNamespace(role="judge", ready=lambda: [Answer("lexical/1")])
+    waiting = SimpleNamespace(role="rollout", ready=lambda: [Answer("node", there=False) for _ in range(2)])
+    said: list[str] = []
+    groups.wait_until_loaded([loaded], said.append)
+    assert said == ["models loaded: 1 of 1"]
+    with pytest.raises(RunError, match=r"no model has loaded for 1800 s, .* waited for: rollout 2; do the nodes offer"):
+        groups.wait_until_loaded([loaded, waiting], said.append)
+    assert said[1:] == ["models loaded: 1 of 3"]
+    assert clock() == START_TIMEOUT_S
+
+
+def test_a_model_that_loads_gives_the_others_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    refs = [Answer(index) for index in range(3)]
+    waits: list[float] = []
+    monkeypatch.setattr(groups, "fetch", lambda ref, who="": None)
+    monkeypatch.setattr(groups, "wait_for_one", lambda refs, timeout_s: waits.append(timeout_s) or [refs[0]])
+    groups.wait_until_loaded([SimpleNamespace(role="teacher", ready=lambda: refs)])
+    assert waits == [START_TIMEOUT_S] * 3
 
 
 @pytest.mark.usefixtures("_no_ray")

@@ -11,6 +11,7 @@ import pytest
 from ray.exceptions import RayActorError, RayTaskError
 
 from cluster import groups, ports
+from cluster.elastic import START_TIMEOUT_S
 from cluster.groups import LearnerGroup
 from cluster.ports import RayPorts
 from speechsum.config import RunConfig
@@ -116,3 +117,9 @@ def test_a_driver_that_was_busy_looks_for_the_answer_first(fake_ray: FakeRay) ->
     fake_ray.answers, fake_ray.now = {0: "first", 1: "second"}, 10 * TIMEOUT_S
     call.tend()
     assert call.take() == ["first", "second"]
+
+
+def test_a_learner_without_a_place_is_told(fake_ray: FakeRay) -> None:
+    with pytest.raises(RunError, match=r"no model has loaded for 1800 s, .* waited for: learner 1; do the nodes offer"):
+        learner().ready()
+    assert fake_ray.now == START_TIMEOUT_S

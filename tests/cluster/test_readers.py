@@ -68,8 +68,8 @@ def ears(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakePool:
     heard = {"a": "Hannah paid $50", "b": "bob called"}
     pool = FakePool(lambda ref: heard.get(Path(ref.path).stem, "you"))
     monkeypatch.setattr(readers, "RecogniserPool", lambda config, folder: pool)
-    monkeypatch.setattr(readers, "fetch", lambda refs: refs)
-    monkeypatch.setattr("cluster.evaluate.fetch", lambda refs: refs)
+    monkeypatch.setattr(readers, "wait_until_loaded", lambda groups: None)
+    monkeypatch.setattr("cluster.evaluate.wait_until_loaded", lambda groups: None)
     monkeypatch.setattr("cluster.evaluate.default_cache", lambda: tmp_path / "cache")
     return pool
 
