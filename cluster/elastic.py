@@ -350,7 +350,8 @@ class ElasticPool:
     def _lose(self, member: Member, error: ActorDied) -> None:
         """It is dead: forget it, and give its requests to others. Raises `RunError` if that would go on for ever."""
         if not self._replaced:
-            raise error
+            why = str(error).rstrip(".")
+            raise RunError(f"lost {member.name}, which cannot be replaced: {why}; go on with --resume") from error
         tickets = list(member.calls.values())
         self._say(f"lost {member.name} ({member.state}, requests in hand: {len(tickets)}): {error}")
         if member.state is State.STARTING:
@@ -417,7 +418,7 @@ def patience_s(call_timeout_s: float, work: int) -> float:
 
 
 def _hangs(patience_s: float) -> ActorDied:
-    return ActorDied(f"no answer within {patience_s:.0f} s, so it is killed")
+    return ActorDied(f"no answer within {patience_s:.0f} s")
 
 
 def check_versions(versions: Sequence[int], pushed: int) -> None:

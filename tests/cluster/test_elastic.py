@@ -286,7 +286,7 @@ def test_an_actor_that_hangs_is_killed_and_what_it_held_goes_to_another() -> Non
     ask(pool, side, "later")
     go_on(pool, side, 1)
     assert side.killed == [0]  # the second began its call later
-    assert side.said == ["lost rollout 0 (serving, requests in hand: 2): no answer within 1000 s, so it is killed"]
+    assert side.said == ["lost rollout 0 (serving, requests in hand: 2): no answer within 1000 s"]
     held = [(ticket.done, ticket.actor, ticket.deaths) for ticket in tickets]
     assert held == [(False, "rollout 1", 1), (True, "rollout 1", 0), (False, "", 0)]
     assert (pool.lost, pool.returned, states(pool)) == (1, 2, {"serving": 1, "starting": 1})
@@ -314,7 +314,7 @@ def test_an_actor_that_hangs_at_a_push_keeps_the_others_from_nothing() -> None:
     side.actors[0].hangs = True
     push(pool, side, 3)
     assert (side.killed, [actor.version for actor in side.living()], pool.lost) == ([0], [3], 1)
-    assert side.said == ["lost rollout 0 (serving, requests in hand: 0): no answer within 2000 s, so it is killed"]
+    assert side.said == ["lost rollout 0 (serving, requests in hand: 0): no answer within 2000 s"]
 
 
 def test_a_large_call_has_more_time_in_proportion() -> None:
@@ -451,8 +451,22 @@ def test_where_nobody_can_be_replaced_an_end_is_told_and_a_leaving_node_used_unt
     with pytest.raises(RunError, match=r"asked to end and cannot be replaced; go on with --resume"):
         go_on(pool, side)
     side.die(side.actors[0])
-    with pytest.raises(ActorDied, match="actor 0 died"):
+    told = r"^lost rollout 0, which cannot be replaced: actor 0 died; go on with --resume$"
+    with pytest.raises(RunError, match=told):
         go_on(pool, side)
+
+
+def test_an_actor_that_hangs_where_nobody_can_be_replaced_is_named_and_not_said_to_be_killed() -> None:
+    side = FakeActors()
+    pool = ElasticPool(
+        "rollout", side, PoolConfig(max=1), 1, call_timeout_s=TIMEOUT_S, replaced=False, clock=lambda: side.now
+    )
+    loaded(pool, side)
+    ask(pool, side, "a")
+    told = r"^lost rollout 0, which cannot be replaced: no answer within 1000 s; go on with --resume$"
+    with pytest.raises(RunError, match=told):
+        go_on(pool, side, TIMEOUT_S + 1)
+    assert side.killed == []
 
 
 def test_a_wrong_version_after_a_push_is_told() -> None:
