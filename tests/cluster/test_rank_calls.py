@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from cluster import groups, ports
 from cluster.elastic import START_TIMEOUT_S
-from cluster.groups import LearnerGroup
+from cluster.groups import LearnerGroup, RankCall
+from cluster.memory import MemoryWatch
 from cluster.ports import RayPorts
+from cluster.runtime import ray_session
 from speechsum.config import RunConfig
 from speechsum.errors import RunError
 from speechsum.types import Batch
@@ -123,3 +128,27 @@ def test_a_learner_without_a_place_is_told(fake_ray: FakeRay) -> None:
     with pytest.raises(RunError, match=r"no model has loaded for 1800 s, .* waited for: learner 1; do the nodes offer"):
         learner().ready()
     assert fake_ray.now == START_TIMEOUT_S
+
+
+# --- on real processes -------------------------------------------------------------------------------------------
+
+
+@ray.remote
+class Rank:
+    """One that fails as a collective does, or stands still without dying."""
+
+    def step(self, stops: bool) -> None:
+        if stops:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        raise RuntimeError("a collective timed out")
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_stopped_hides_nobodys_error() -> None:
+    with ray_session(None, MemoryWatch(), lambda text: None):
+        ranks = [Rank.options(num_cpus=0).remote() for _ in range(2)]
+        refs = [rank.step.remote(stops) for rank, stops in zip(ranks, (False, True), strict=True)]
+        with pytest.raises(RunError, match=r"^learner rank 0 failed: RuntimeError: a collective timed out$"):
+            RankCall("step", refs, TIMEOUT_S).take()
+        with pytest.raises(RunError, match=r"^the learner has not answered 'step' for \d s \(rank 0\)"):
+            RankCall("step", refs[1:], 1.0).take()
