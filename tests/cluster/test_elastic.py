@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 from dataclasses import dataclass, field
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from cluster.elastic import (
     State,
     Ticket,
 )
+from cluster.ports import RayPorts
 from speechsum.config import PoolConfig
 from speechsum.errors import RunError
 from speechsum.metrics import describe
@@ -145,13 +147,21 @@ class FakeActors:
         return [actor for actor in self.actors if actor.alive]
 
 
+class MeasuredPool(ElasticPool):
+    """One of rollout actors, as far as the ports' push goes."""
+
+    def receive_s(self) -> dict[str, float]:
+        self.everywhere(self.side.measure)
+        return {}
+
+
 def stamp(version: int) -> WeightsVersion:
     return WeightsVersion(version, "sum", 1, 1, PushMode.ADAPTER)
 
 
 def pool_of(least: int, most: int, start: int, **bounds: float) -> tuple[ElasticPool, FakeActors]:
     side = FakeActors()
-    pool = ElasticPool(
+    pool = MeasuredPool(
         "rollout", side, PoolConfig(min=least, max=most, **bounds), start, call_timeout_s=TIMEOUT_S,
         say=side.said.append, clock=lambda: side.now,
     )  # fmt: skip
@@ -168,11 +178,14 @@ def push(pool: ElasticPool, side: FakeActors, version: int) -> None:
     side.pushed = None
 
 
-def push_and_measure(pool: ElasticPool, side: FakeActors, version: int) -> None:
-    """As the ports do."""
-    with pool.held():
-        push(pool, side, version)
-        pool.everywhere(side.measure)
+def push_as_a_run_does(pool: ElasticPool, side: FakeActors, version: int) -> None:
+    """And ask every actor afterwards how long it took."""
+    learner: Any = SimpleNamespace(publish=lambda version, mode: (stamp(version), f"weights {version}"))
+    rollout: Any = pool
+    builder: Any = None
+    side.pushed = version
+    RayPorts(builder, learner, rollout, None, None, run_id="run", sync="adapter").push(version)
+    side.pushed = None
 
 
 def go_on(pool: ElasticPool, side: FakeActors, seconds: float = 0.0) -> None:
@@ -227,7 +240,7 @@ def test_a_push_waits_for_no_work_that_was_still_to_be_handed_out() -> None:
     first, late = side.actors
     side.run(first)  # there is room for another request, and the pool does not know yet
     side.run(late)
-    push_and_measure(pool, side, 0)
+    push_as_a_run_does(pool, side, 0)
     assert [side.calls[ref][2] for ref in first.queue] == ["r2"]
     assert [side.calls[ref][2] for ref in late.queue] == ["r3"]  # that it has loaded was seen meanwhile
 
@@ -519,7 +532,7 @@ def test_every_request_is_answered_once_whatever_happens(
             tickets.append((name, ask(pool, side, name, version)))
         elif rng.randrange(4) == 0:
             version += 1
-            rng.choice((push, push_and_measure))(pool, side, version)
+            rng.choice((push, push_as_a_run_does))(pool, side, version)
         elif tickets:
             name, ticket = rng.choice(tickets)
             assert pool.take(ticket)[0] == name
