@@ -24,9 +24,11 @@ from rich.table import Table
 from actors.baseline import BareEngine
 from actors.rollout import BASE_VERSION
 from cluster import assets
+from cluster.calls import environment, fetch, wait_until_loaded
 from cluster.elastic import START_TIMEOUT_S
-from cluster.groups import LearnerGroup, RolloutPool, environment, fetch, wait_until_loaded
 from cluster.memory import MemoryWatch
+from cluster.pools import RolloutPool
+from cluster.ranks import LearnerGroup
 from cluster.run_folder import RunFolder
 from cluster.runtime import ray_session
 from cluster.screen import Screen, screen_for

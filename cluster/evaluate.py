@@ -11,10 +11,11 @@ from typing import Any
 from actors.rollout import BASE_VERSION
 from cluster import assets
 from cluster.assets import Say
+from cluster.calls import wait_until_loaded
 from cluster.controls import with_silence, with_wrong_audio
-from cluster.groups import JudgePool, RolloutPool, wait_until_loaded
 from cluster.memory import MemoryWatch
 from cluster.placement import beside, refuse_without_room
+from cluster.pools import JudgePool, RolloutPool
 from cluster.readers import ReaderPlan, Readers
 from cluster.runtime import ray_session
 from speechsum.audio import AudioLimits, load_audio

@@ -9,8 +9,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from ray import ObjectRef
 
+from cluster.calls import wait_for_one
 from cluster.elastic import TEND_S, ElasticPool, Ticket
-from cluster.groups import JudgePool, LearnerGroup, Pool, RankCall, RolloutPool, TeacherPool, wait_for_one
+from cluster.pools import JudgePool, Pool, RolloutPool, TeacherPool
+from cluster.ranks import LearnerGroup, RankCall
 from speechsum.data import Draw
 from speechsum.prompting import PromptBuilder, transcript_ids
 from speechsum.types import Batch, Prompt, PushMode, SamplingParams, TrajectoryGroup

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from actors.rollout import RolloutFailure
-from cluster.groups import LearnerGroup, RolloutPool
+from cluster.pools import RolloutPool
+from cluster.ranks import LearnerGroup
 from speechsum.config import PreflightConfig
 from speechsum.data import Draw
 from speechsum.errors import RunError

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster import assets
-from cluster.groups import RecogniserPool, TeacherPool, wait_until_loaded
+from cluster.calls import wait_until_loaded
+from cluster.pools import RecogniserPool, TeacherPool
 from speechsum.audio import AudioLimits
 from speechsum.config import BASE, CASCADE, TEACHER, TEXT_MODE, RunConfig
 from speechsum.errors import UserError

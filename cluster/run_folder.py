@@ -31,9 +31,10 @@ MAY_CHANGE = (
     # when a run gives up
     "judge.audit", "judge.max_failure_share", "judge.failure_window",
     # who works where, and how long it is waited for; a checkpoint is of any number of ranks
-    "rollout.pool", "judge.pool",
+    "rollout.pool", "judge.pool", "eval.second_judge.pool",
     *(f"{role}.{key}" for role in ("rollout", "judge", "teacher", "eval.second_judge") for key in _PLACES),
-    *(f"learner.{key}" for key in ("ranks", "threads_per_rank", "gpus_per_rank", "resources", "collective_timeout_s")),
+    *(f"learner.{key}" for key in ("ranks", "threads_per_rank", "gpus_per_rank", "resources")),
+    "learner.collective_timeout_s", "learner.call_timeout_s",
     # where and how hard an endpoint is asked; the model and its revision stay
     *(f"{judge}.endpoint.{key}" for judge in ("judge", "eval.second_judge") for key in _CALLS),
 )  # fmt: skip

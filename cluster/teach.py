@@ -8,9 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from cluster import assets
-from cluster.groups import TeacherPool, wait_until_loaded
+from cluster.calls import wait_until_loaded
 from cluster.manifest_copy import check_beside, write_copy
 from cluster.memory import MemoryWatch
+from cluster.placement import refuse_without_room
+from cluster.pools import TeacherPool
 from cluster.runtime import ray_session
 from speechsum.audio import AudioLimits
 from speechsum.config import RunConfig
@@ -36,6 +38,7 @@ def teach(config: RunConfig, data: Path, out: Path, say: assets.Say) -> None:
     )  # fmt: skip
     sampling = SamplingParams(n=1, temperature=0.0, max_tokens=config.rollout.max_tokens)
     with MemoryWatch() as memory, ray_session(None, memory, say):
+        refuse_without_room(config, {"teacher"})
         pool = TeacherPool(config, folder, audio=hears(folder), top_k=1, vocabulary=1)
         try:
             wait_until_loaded([pool])

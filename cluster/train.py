@@ -12,12 +12,14 @@ from rich.console import Console
 
 from actors.endpoint import Endpoint
 from cluster import assets, preflight
+from cluster.calls import wait_until_loaded
 from cluster.controller import Controller, StepReport
 from cluster.evaluate import Evaluator
-from cluster.groups import JudgePool, LearnerGroup, RolloutPool, TeacherPool, wait_until_loaded
 from cluster.memory import MemoryWatch
 from cluster.placement import beside, refuse_without_room
+from cluster.pools import JudgePool, RolloutPool, TeacherPool
 from cluster.ports import RayPorts
+from cluster.ranks import LearnerGroup
 from cluster.readers import ReaderPlan, Readers
 from cluster.run_folder import RunFolder
 from cluster.runtime import ray_session

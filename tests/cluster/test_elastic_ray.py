@@ -10,9 +10,10 @@ import pytest
 import ray
 
 from actors.notice import Notice
+from cluster.calls import fetch
 from cluster.elastic import ElasticPool
-from cluster.groups import RayActors, fetch
 from cluster.memory import MemoryWatch
+from cluster.pools import RayActors
 from cluster.runtime import ray_session
 from speechsum.config import PoolConfig
 from speechsum.types import Leaving, PushMode, WeightsVersion

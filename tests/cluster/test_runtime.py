@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from cluster.groups import fetch
+from cluster.calls import fetch
 from cluster.memory import MemoryWatch
 from cluster.runtime import _make_token, _refuse_other_listeners, ray_session
 from cluster.trackers import RayTracker

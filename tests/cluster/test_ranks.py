@@ -13,11 +13,11 @@ import pytest
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from cluster import groups, ports
+from cluster import calls, ports, ranks
 from cluster.elastic import START_TIMEOUT_S
-from cluster.groups import LearnerGroup, RankCall
 from cluster.memory import MemoryWatch
 from cluster.ports import RayPorts
+from cluster.ranks import LearnerGroup, RankCall
 from cluster.runtime import ray_session
 from speechsum.config import RunConfig
 from speechsum.errors import RunError
@@ -59,11 +59,11 @@ class FakeRay:
 def fake_ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     fake = FakeRay()
     workers = SimpleNamespace(remote=lambda config, rank, checkpoint: FakeWorker(rank))
-    monkeypatch.setattr(groups, "_deployed", lambda *args: workers)
-    monkeypatch.setattr(groups.time, "monotonic", lambda: fake.now)
-    monkeypatch.setattr(groups.ray, "get", fake.get)
-    monkeypatch.setattr(groups.ray, "put", lambda shard: shard)
-    for module in (groups, ports):
+    monkeypatch.setattr(ranks, "deployed", lambda *args: workers)
+    monkeypatch.setattr(ranks.time, "monotonic", lambda: fake.now)
+    monkeypatch.setattr(calls.ray, "get", fake.get)
+    monkeypatch.setattr(ranks.ray, "put", lambda shard: shard)
+    for module in (calls, ranks, ports):
         monkeypatch.setattr(module, "wait_for_one", fake.wait_for_one)
     return fake
 
@@ -99,7 +99,7 @@ def test_a_rank_that_fails_is_told_while_its_peer_stands_still(rank: int, fake_r
 
 def test_a_rank_that_dies_is_named_with_the_remedy(fake_ray: FakeRay) -> None:
     fake_ray.answers = {0: {}, 1: RayActorError(error_msg="It was killed.")}
-    with pytest.raises(RunError, match=r"^learner rank 1 died: It was killed; go on with --resume$"):
+    with pytest.raises(RunError, match=r"^learner rank 1 died: It was killed; start again, a run with --resume$"):
         step()
 
 

@@ -15,7 +15,7 @@ from ray import exceptions
 import actors.judge
 import actors.recogniser
 import actors.teacher
-from cluster import groups
+from cluster import calls, pools, ranks
 from cluster.elastic import START_TIMEOUT_S, WORK_IN_TIME, ActorDied
 from speechsum.audio import AudioLimits
 from speechsum.config import RunConfig
@@ -51,8 +51,8 @@ class Asked:
 
 def test_every_role_asks_for_its_own_resources(monkeypatch: pytest.MonkeyPatch) -> None:
     learner, rollout, judge = Asked(), Asked(), Asked()
-    monkeypatch.setattr(groups, "LearnerWorker", learner)
-    monkeypatch.setattr(groups, "RolloutActor", rollout)
+    monkeypatch.setattr(ranks, "LearnerWorker", learner)
+    monkeypatch.setattr(pools, "RolloutActor", rollout)
     monkeypatch.setattr(actors.judge, "JudgeActor", judge)
     config = RunConfig.model_validate(
         {
@@ -62,9 +62,9 @@ def test_every_role_asks_for_its_own_resources(monkeypatch: pytest.MonkeyPatch) 
             "stage": [{"name": "sft", "steps": 1, "loss": {"kind": "sft"}}],
         }
     )
-    groups.LearnerGroup(config, Path("student"))
-    groups.RolloutPool(config, Path("student"))
-    groups.JudgePool(config, None)
+    ranks.LearnerGroup(config, Path("student"))
+    pools.RolloutPool(config, Path("student"))
+    pools.JudgePool(config, None)
     assert [asked.options_of[0]["resources"] for asked in (learner, rollout, judge)] == [
         {},
         {"rollout": 1},
@@ -89,9 +89,9 @@ def test_what_ray_raises_is_told_as_a_death_or_ends_the_run(
     def get(ref: Any, timeout: float | None) -> None:
         raise error
 
-    monkeypatch.setattr(groups.ray, "get", get)
+    monkeypatch.setattr(calls.ray, "get", get)
     with pytest.raises(RunError, match=message) as raised:
-        groups.fetch("ref", who="rollout 0")
+        calls.fetch("ref", who="rollout 0")
     assert type(raised.value) is told
 
 
@@ -137,10 +137,11 @@ class FakeClass:
 
 @pytest.fixture
 def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(groups, "fetch", lambda ref, who="": ref.value)
-    monkeypatch.setattr(groups, "wait_for_one", lambda refs, timeout_s: [ref for ref in refs if ref.there])
-    monkeypatch.setattr(groups.RayActors, "leaving_nodes", lambda self: ())
-    monkeypatch.setattr(groups.RayActors, "kill", lambda self, actor: None)
+    for module in (calls, pools):
+        monkeypatch.setattr(module, "fetch", lambda ref, who="": ref.value)
+        monkeypatch.setattr(module, "wait_for_one", lambda refs, timeout_s: [ref for ref in refs if ref.there])
+    monkeypatch.setattr(pools.RayActors, "leaving_nodes", lambda self: ())
+    monkeypatch.setattr(pools.RayActors, "kill", lambda self, actor: None)
 
 
 def recipe(**sections: Any) -> RunConfig:
@@ -159,8 +160,8 @@ def test_an_elastic_pool_writes_in_order_though_an_actor_leaves(monkeypatch: pyt
 
         return FakeActor(write=write)
 
-    monkeypatch.setattr(groups, "RolloutActor", FakeClass(make))
-    pool = groups.RolloutPool(recipe(rollout={"pool": {"max": 2}, "prompts_per_request": 3}), Path("student"))
+    monkeypatch.setattr(pools, "RolloutActor", FakeClass(make))
+    pool = pools.RolloutPool(recipe(rollout={"pool": {"max": 2}, "prompts_per_request": 3}), Path("student"))
     prompts = [Prompt(f"p{i}", AudioRef("a.wav"), "Sum up.", "Anna calls.", "Anna calls.") for i in range(5)]
     written = pool.write_all(prompts, SamplingParams(n=1, temperature=0.0, max_tokens=8), 7)
     assert written == ["p0 by 1", "p1 by 1", "p2 by 1", "p3 by 1", "p4 by 1"]
@@ -172,7 +173,7 @@ def test_an_elastic_pool_writes_in_order_though_an_actor_leaves(monkeypatch: pyt
 def test_a_judge_is_named_and_asked_afresh_by_an_actor_that_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     actor = FakeActor(ready=lambda: "fake/1", score=lambda tasks, afresh: [afresh] * len(tasks))
     monkeypatch.setattr(actors.judge, "JudgeActor", FakeClass(lambda index: actor))
-    pool = groups.JudgePool(recipe(), None)
+    pool = pools.JudgePool(recipe(), None)
     assert pool.name() == "fake/1"
     assert pool.score_all(["a", "b"]) == [False, False]
     assert pool.score_all(["a"], afresh=True) == [True]
@@ -185,7 +186,7 @@ def test_a_judge_by_the_teachers_model_asks_the_teachers_actors(monkeypatch: pyt
     teachers: Any = SimpleNamespace(actors=["first", "second"])
     for path in ("teacher", "starter"):
         chosen = recipe(judge={"path": path, "actors": 3}, teacher={"path": "starter"})
-        groups.JudgePool(chosen, Path("text"), teachers)
+        pools.JudgePool(chosen, Path("text"), teachers)
     assert [given["teacher"] for given in judges.given] == ["first", "second", "first", None, None, None]
 
 
@@ -197,7 +198,7 @@ def test_judgements_are_spread_over_the_pool(monkeypatch: pytest.MonkeyPatch) ->
         return FakeActor(score=lambda tasks, afresh: asked.append(len(tasks)) or [(index, task) for task in tasks])
 
     monkeypatch.setattr(actors.judge, "JudgeActor", FakeClass(make))
-    pool = groups.JudgePool(recipe(judge={"actors": 2}), None)
+    pool = pools.JudgePool(recipe(judge={"actors": 2}), None)
     answers = pool.score_all(list(range(5)))
     assert [task for _, task in answers] == list(range(5))
     assert {index for index, _ in answers} == {0, 1}
@@ -207,8 +208,8 @@ def test_judgements_are_spread_over_the_pool(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.usefixtures("_no_ray")
 def test_a_teacher_that_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(groups.time, "monotonic", lambda: now)
-    pool = groups.Pool([FakeActor(teach=lambda: Answer("lesson", there=False))], call_timeout_s=10.0)
+    monkeypatch.setattr(pools.time, "monotonic", lambda: now)
+    pool = pools.Pool([FakeActor(teach=lambda: Answer("lesson", there=False))], call_timeout_s=10.0)
     first, second = (pool.submit(lambda actor: actor.teach.remote(), work) for work in (1, 2 * WORK_IN_TIME))
     now = 10.0
     pool.stop_if_hanging()
@@ -216,7 +217,7 @@ def test_a_teacher_that_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 30.0
     pool.stop_if_hanging()  # the second began twenty seconds ago, and is twice what ten seconds are for
     now = 30.5
-    with pytest.raises(RunError, match=r"actor 0 has not answered for 20 s; go on with --resume"):
+    with pytest.raises(RunError, match=r"actor 0 has not answered for 20 s; start again, a run with --resume"):
         pool.stop_if_hanging()
     second.there = True  # and nobody has looked at it yet
     pool.stop_if_hanging()
@@ -236,9 +237,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
         now += 0.0 if done else timeout_s
         return done
 
-    monkeypatch.setattr(groups, "fetch", lambda ref, who="": ref.value)
-    monkeypatch.setattr(groups, "wait_for_one", wait)
-    monkeypatch.setattr(groups.time, "monotonic", lambda: now)
+    monkeypatch.setattr(calls, "fetch", lambda ref, who="": ref.value)
+    for module in (calls, pools):
+        monkeypatch.setattr(module, "wait_for_one", wait)
+    monkeypatch.setattr(pools.time, "monotonic", lambda: now)
     return lambda: now
 
 
@@ -250,10 +252,10 @@ def test_a_teacher_that_hangs_while_it_writes_is_not_waited_for_for_ever(
 
     monkeypatch.setattr(actors.teacher, "TeacherActor", FakeClass(make))
     config = recipe(teacher={"path": "starter", "actors": 2, "call_timeout_s": 10})
-    pool = groups.TeacherPool(config, Path("teacher"), audio=False, top_k=1, vocabulary=1)
+    pool = pools.TeacherPool(config, Path("teacher"), audio=False, top_k=1, vocabulary=1)
     sampling = SamplingParams(n=1, temperature=0.0, max_tokens=8)
     assert pool.write_all(["a"], sampling) == ["a by 0"]
-    with pytest.raises(RunError, match=r"^teacher 1 has not answered for 11 s; go on with --resume$"):
+    with pytest.raises(RunError, match=r"^teacher 1 has not answered for 11 s; start again, a run with --resume$"):
         pool.write_all(["a", "b"], sampling)
     assert clock() == 11.0
 
@@ -264,8 +266,8 @@ def test_a_recogniser_has_more_time_the_more_it_hears(
     never = FakeActor(transcribe=lambda part, limits: Answer([], there=False))
     made = SimpleNamespace(remote=lambda *args: never)
     monkeypatch.setattr(actors.recogniser, "RecogniserActor", SimpleNamespace(options=lambda **options: made))
-    pool = groups.RecogniserPool(recipe(rollout={"call_timeout_s": 10}), Path("whisper"))
-    with pytest.raises(RunError, match=r"^recogniser 0 has not answered for 21 s; go on with --resume$"):
+    pool = pools.RecogniserPool(recipe(rollout={"call_timeout_s": 10}), Path("whisper"))
+    with pytest.raises(RunError, match=r"^recogniser 0 has not answered for 21 s; start again, a run with --resume$"):
         pool.transcribe_all([AudioRef(f"{i}.wav") for i in range(16)], AudioLimits(max_s=30.0))
     assert clock() == 21.0
 
@@ -274,10 +276,10 @@ def test_who_has_no_place_is_not_waited_for_for_ever(clock: Callable[[], float])
     loaded = SimpleNamespace(role="judge", ready=lambda: [Answer("lexical/1")])
     waiting = SimpleNamespace(role="rollout", ready=lambda: [Answer("node", there=False) for _ in range(2)])
     said: list[str] = []
-    groups.wait_until_loaded([loaded], said.append)
+    calls.wait_until_loaded([loaded], said.append)
     assert said == ["models loaded: 1 of 1"]
     with pytest.raises(RunError, match=r"no model has loaded for 1800 s, .* waited for: rollout 2; do the nodes offer"):
-        groups.wait_until_loaded([loaded, waiting], said.append)
+        calls.wait_until_loaded([loaded, waiting], said.append)
     assert said[1:] == ["models loaded: 1 of 3"]
     assert clock() == START_TIMEOUT_S
 
@@ -285,9 +287,9 @@ def test_who_has_no_place_is_not_waited_for_for_ever(clock: Callable[[], float])
 def test_a_model_that_loads_gives_the_others_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
     refs = [Answer(index) for index in range(3)]
     waits: list[float] = []
-    monkeypatch.setattr(groups, "fetch", lambda ref, who="": None)
-    monkeypatch.setattr(groups, "wait_for_one", lambda refs, timeout_s: waits.append(timeout_s) or [refs[0]])
-    groups.wait_until_loaded([SimpleNamespace(role="teacher", ready=lambda: refs)])
+    monkeypatch.setattr(calls, "fetch", lambda ref, who="": None)
+    monkeypatch.setattr(calls, "wait_for_one", lambda refs, timeout_s: waits.append(timeout_s) or [refs[0]])
+    calls.wait_until_loaded([SimpleNamespace(role="teacher", ready=lambda: refs)])
     assert waits == [START_TIMEOUT_S] * 3
 
 
@@ -296,7 +298,7 @@ def test_a_model_that_loads_gives_the_others_more_time(monkeypatch: pytest.Monke
 def test_work_is_counted_in_what_is_judged(kind: str, work: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(actors.judge, "JudgeActor", FakeClass(lambda index: FakeActor(score_groups=list)))
     endpoint = {"url": "http://localhost:1/v1", "model": "m"}
-    pool = groups.JudgePool(recipe(judge={"kind": kind, "endpoint": endpoint}), None)
+    pool = pools.JudgePool(recipe(judge={"kind": kind, "endpoint": endpoint}), None)
     assert pool.score_groups([group_of(4), group_of(3)]).work == work
 
 
