@@ -27,7 +27,7 @@ import numpy as np
 from speechsum.config import EngineConfig
 from speechsum.families import hears
 from speechsum.prompting import plain, user_turn, with_transcript
-from speechsum.rewards import apply_gates, echo_share, length_penalty
+from speechsum.rewards import echo_share, length_penalty, without_asking
 from speechsum.types import FailureKind, JudgeFailure, Judgement, JudgeTask, Reward
 from speechsum.wording import folded, words
 
@@ -145,11 +145,8 @@ class LikelihoodJudge:
         self._scorer.close()
 
     def _prepare(self, task: JudgeTask) -> Plan | Judgement:
-        gated = apply_gates(task)
-        if gated is not None:
-            return gated
-        if not task.transcript.strip():
-            return JudgeFailure(FailureKind.BAD_ROW, "no transcript to judge against")
+        if (decided := without_asking(task)) is not None:
+            return decided
         plan = self._plan(task)
         longest = max(map(len, plan.queries))
         if longest >= self._scorer.max_model_len:

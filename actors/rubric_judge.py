@@ -12,9 +12,9 @@ from dataclasses import replace
 from actors.endpoint import Endpoint
 from actors.endpoint_judge import EndpointJudge, asked_twice
 from speechsum.config import EndpointConfig
-from speechsum.rewards import apply_gates, length_penalty, lexical_overlap
+from speechsum.rewards import length_penalty, lexical_overlap, without_asking
 from speechsum.rubric import RUBRIC_VERSION, parse_rubric, rubric_messages, rubric_schema
-from speechsum.types import FailureKind, JudgeFailure, Judgement, JudgeTask, Reward
+from speechsum.types import JudgeFailure, Judgement, JudgeTask, Reward
 
 
 class RubricJudge(EndpointJudge[JudgeTask]):
@@ -27,11 +27,8 @@ class RubricJudge(EndpointJudge[JudgeTask]):
         self.top_logprobs = config.top_logprobs
 
     async def _score_one(self, task: JudgeTask) -> Judgement:
-        gated = apply_gates(task)
-        if gated is not None:
-            return gated
-        if not task.transcript.strip():
-            return JudgeFailure(FailureKind.BAD_ROW, "no transcript to judge against")
+        if (decided := without_asking(task)) is not None:
+            return decided
         judgement = await asked_twice(
             lambda reminder: self._chat(rubric_messages(task, reminder=reminder), parse_rubric)
         )
@@ -52,11 +49,8 @@ class LexicalJudge:
         """Nothing to release."""
 
     def _score_one(self, task: JudgeTask) -> Judgement:
-        gated = apply_gates(task)
-        if gated is not None:
-            return gated
-        if not task.transcript.strip():
-            return JudgeFailure(FailureKind.BAD_ROW, "no transcript to judge against")
+        if (decided := without_asking(task)) is not None:
+            return decided
         overlap, length = lexical_overlap(task), length_penalty(task)
         return Reward(overlap * length, {"overlap": overlap, "length": length})
 

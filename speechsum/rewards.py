@@ -16,7 +16,7 @@ from collections.abc import Callable
 from speechsum.asking import asked_keywords, asked_words, asks_for_keywords
 from speechsum.forms import Form, asked_form, entries, parsed_json, prose
 from speechsum.languages import COMMON, asked_language, has_language, latin_language
-from speechsum.types import JudgeTask, Reward
+from speechsum.types import FailureKind, JudgeFailure, Judgement, JudgeTask, Reward
 from speechsum.wording import content_words, folded, has_letter, words
 
 MIN_WORDS = 5
@@ -63,6 +63,13 @@ def apply_gates(task: JudgeTask) -> Reward | None:
         if fires(task):
             return Reward(0.0, gate=name)
     return None
+
+
+def without_asking(task: JudgeTask) -> Judgement | None:
+    """What needs no judge: a gate's 0, and the failure of a task without a transcript to judge against."""
+    if gated := apply_gates(task):
+        return gated
+    return None if task.transcript.strip() else JudgeFailure(FailureKind.BAD_ROW, "no transcript to judge against")
 
 
 def loop_share(text: str) -> float:
