@@ -3,7 +3,8 @@
 Whatever the far side does, `chat` returns: the answer, or a `JudgeFailure` that says what went wrong.
 One call takes at most (retries + 1) time-outs and retries waits of `MAX_WAIT_S` once it holds a slot. It keeps its
 slot while it waits, so a server that asks for less load gets less. Two things spare a server that fails: a budget
-bounds the share of retries, and a circuit breaker stops calling it for a while when nothing gets through.
+bounds the share of retries, and a circuit breaker stops calling it for a while when nothing gets through. A call that
+meets an open circuit waits for it first, a cool-down and a time-out at most.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ MAX_BODY_BYTES = 1024 * 1024
 MAX_WAIT_S = 30.0
 FIRST_WAIT_S = 0.5
 RETRY_WINDOW_S = 60.0
+LOOK_S = 0.5
 MAX_SERVED = 8
 
 
@@ -112,12 +114,15 @@ class CircuitBreaker:
     """After `after` calls in a row that reached no working server, none goes out for `cooldown_s` seconds.
 
     Then one does, as a probe: a working server closes the circuit, anything else opens it for another cool-down.
+    A server that restarts is worth waiting for, `patience_s` seconds after the circuit opened; one that is still not
+    there is taken to be down for good.
     """
 
-    def __init__(self, after: int, cooldown_s: float, clock: Clock) -> None:
-        self._after, self._cooldown_s, self._clock = after, cooldown_s, clock
+    def __init__(self, after: int, cooldown_s: float, patience_s: float, clock: Clock) -> None:
+        self._after, self._cooldown_s, self.patience_s, self._clock = after, cooldown_s, patience_s, clock
         self._failed_in_row = 0
         self._open_until: float | None = None
+        self._opened = 0.0
         self._probing = False
         self.openings = 0
 
@@ -137,6 +142,11 @@ class CircuitBreaker:
         self._probing = True
         return Admission.PROBE
 
+    @property
+    def may_close(self) -> bool:
+        """Whether a call that was refused has anything to wait for: a probe that is out, or one that soon will be."""
+        return self.state is CircuitState.HALF_OPEN or self._clock() < self._opened + self.patience_s
+
     def leave(self, admission: Admission, reached: bool | None) -> None:
         """The end of a call: whether it reached a working server, or None where it was given up before it could say.
 
@@ -148,8 +158,11 @@ class CircuitBreaker:
             self._failed_in_row, self._open_until = 0, None
         elif reached is not None:
             self._failed_in_row += 1
-            if admission is Admission.PROBE or (self._open_until is None and self._failed_in_row >= self._after):
-                self._open_until = self._clock() + self._cooldown_s
+            closed = self._open_until is None
+            if admission is Admission.PROBE or (closed and self._failed_in_row >= self._after):
+                now = self._clock()
+                self._opened = now if closed else self._opened
+                self._open_until = now + self._cooldown_s
                 self.openings += 1
 
     def refusal(self) -> JudgeFailure:
@@ -179,10 +192,12 @@ class Endpoint:
         self._key = _api_key(config.api_key_env)
         self._sleep = sleep
         self._jitter = jitter
+        self._clock = clock
         self._slots = asyncio.Semaphore(config.concurrency)
         # The floor lets all calls that are out together ride out a hiccup, once a window.
         self._budget = RetryBudget(config.retry_share, config.retries * config.concurrency, clock)
-        self._circuit = CircuitBreaker(config.circuit_after, config.circuit_cooldown_s, clock)
+        patience_s = config.circuit_cooldown_s + config.timeout_s  # until the first probe has said what it can
+        self._circuit = CircuitBreaker(config.circuit_after, config.circuit_cooldown_s, patience_s, clock)
         self._requests = self._retries = self._retries_refused = self._tokens = 0
         self._served: list[str] = []
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
@@ -232,7 +247,7 @@ class Endpoint:
         decoding = self.decoding(json_schema, max_tokens, top_logprobs)
         body = json.dumps({"model": self.model, "messages": list(messages), **decoding}).encode("ascii")
         async with self._slots:
-            admission = self._circuit.admit()
+            admission = await self._admitted()
             if admission is Admission.REFUSED:
                 return self._circuit.refusal()
             reached: bool | None = None
@@ -259,6 +274,16 @@ class Endpoint:
         if top_logprobs:
             settings |= {"logprobs": True, "top_logprobs": top_logprobs}
         return settings
+
+    async def _admitted(self) -> Admission:
+        """What the circuit says of a call, once it no longer refuses or there is nothing left to wait for."""
+        until = self._clock() + self._circuit.patience_s
+        while (admission := self._circuit.admit()) is Admission.REFUSED and self._circuit.may_close:
+            left_s = until - self._clock()
+            if left_s <= 0.0:
+                break
+            await self._sleep(min(LOOK_S, left_s))
+        return admission
 
     async def _attempts(self, body: bytes, retries: int) -> _Attempt:
         """Exchanges until one is final, the retries or their budget are spent, or the circuit has opened meanwhile."""

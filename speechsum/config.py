@@ -218,7 +218,8 @@ class EndpointConfig(Section):
     `revision` says what the model's name does not, such as the commit of the weights that a server of your own calls
     `judge`: scores compare, and the cache answers, only within one. Within a minute at most `retry_share` of the
     requests are retries (and at least `retries * concurrency` may be). After `circuit_after` calls in a row that
-    reached no working server all calls fail at once for `circuit_cooldown_s` seconds; then one goes out to see.
+    reached no working server none goes out for `circuit_cooldown_s` seconds; then one does, to see. The others wait for
+    a server that restarts, `circuit_cooldown_s` and `timeout_s` together, before they fail.
     `top_logprobs` is how many log-probs a rubric judge asks for in the place of each token, to know how sure its marks
     are; 0 is for a server that refuses to be asked.
     """

@@ -6,12 +6,14 @@ import json
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import httpx
 import pytest
 
 from actors.endpoint import (
@@ -156,13 +158,19 @@ class Asked:
 
 
 class FakeClock:
-    """Stands still unless told."""
+    """Stands still unless told, or slept by."""
 
     def __init__(self) -> None:
         self.now = 1000.0
 
     def __call__(self) -> float:
         return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        """Lets the others run first; sleepers of one moment wake at one moment."""
+        until = self.now + seconds
+        await asyncio.sleep(0)
+        self.now = max(self.now, until)
 
 
 def ask(
@@ -174,6 +182,7 @@ def ask(
 
     async def sleep(seconds: float) -> None:
         asked.waits.append(seconds)
+        await clock.sleep(seconds)
 
     async def run() -> None:
         endpoint = Endpoint(config, sleep=sleep, jitter=lambda: jitter, clock=clock)
@@ -352,33 +361,139 @@ def test_concurrency_is_bounded(serve: Callable[..., FakeServer]) -> None:
     assert server.peak == 3
 
 
+def ask_a_fake(
+    handler: Callable[[httpx.Request], Any], clock: FakeClock, rounds: int, together: int, **settings: Any
+) -> list[str | JudgeFailure]:
+    """Ask `rounds` times `together` questions of a server that is `handler`."""
+    config = EndpointConfig(**({"url": "http://judge/v1", "model": "m", "timeout_s": 60.0, "retries": 2} | settings))
+
+    async def run() -> list[str | JudgeFailure]:
+        endpoint = Endpoint(
+            config, transport=httpx.MockTransport(handler), sleep=clock.sleep, jitter=lambda: 1.0, clock=clock
+        )
+        answers: list[str | JudgeFailure] = []
+        for _ in range(rounds):
+            answers += map(said, await asyncio.gather(*(endpoint.chat(MESSAGES) for _ in range(together))))
+        await endpoint.close()
+        return answers
+
+    return asyncio.run(run())
+
+
+def kinds(answers: list[str | JudgeFailure]) -> Counter[str]:
+    return Counter(answer if isinstance(answer, str) else answer.kind.value for answer in answers)
+
+
 def test_an_endpoint_that_is_down_is_left_alone_until_a_probe_gets_through(serve: Callable[..., FakeServer]) -> None:
     server = serve(*[Reply(500)] * 6, Reply(500), says("back"), says("ok"))
-    down = {"retries": 1, "circuit_after": 3, "circuit_cooldown_s": 10.0}
-    # two attempts for each of three calls, then nothing for 10 s, a probe that fails, nothing again, one that succeeds
-    asked = ask(server.url, times=10, between_s=4.0, **down)
-    kinds = [answer if isinstance(answer, str) else answer.kind.value for answer in asked.answers]
-    assert kinds == ["http_error"] * 3 + ["circuit_open"] * 2 + ["http_error"] + ["circuit_open"] * 2 + ["back", "ok"]
-    assert len(server.requests) == 3 * 2 + 1 + 1 + 1
+    # two attempts for each of three calls, one that waits and probes in vain, one that gets through, and all is well
+    asked = ask(server.url, times=7, retries=1, circuit_after=3, circuit_cooldown_s=10.0)
+    told = [answer if isinstance(answer, str) else answer.kind.value for answer in asked.answers]
+    assert told == ["http_error"] * 4 + ["back", "ok", "ok"]
+    assert sum(asked.waits) == 3 * 0.5 + 2 * 10.0
+    assert len(server.requests) == 3 * 2 + 1 + 1 + 2
     assert asked.counts == {
-        "judge/requests": 9.0,
+        "judge/requests": 10.0,
         "judge/tokens": 0.0,
         "judge/retries": 3.0,
         "judge/retries_refused": 0.0,
         "judge/circuit_openings": 2.0,
         "judge/circuit_state": 0.0,
     }
-    refused = asked.answers[3]
-    assert str(refused).endswith("3 calls in a row reached no working server; the next goes out in 6 s')")
 
 
-def test_one_probe_goes_out_while_the_rest_fail_at_once(serve: Callable[..., FakeServer]) -> None:
-    server = serve(*[Reply(drop=True)] * 5, says("back"))
-    asked = ask(server.url, times=2, together=5, between_s=60.0, retries=0, circuit_after=5)
-    assert [kind(answer) for answer in asked.answers[:5]] == [FailureKind.UNREACHABLE] * 5
-    assert asked.answers[5] == "back"
-    assert [kind(answer) for answer in asked.answers[6:]] == [FailureKind.CIRCUIT_OPEN] * 4
-    assert len(server.requests) == 6
+def test_a_server_that_restarts_fails_the_calls_under_way_and_no_other() -> None:
+    clock = FakeClock()
+    back_at = clock.now + 40.0
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        if clock.now < back_at:
+            raise httpx.ConnectError("refused", request=request)
+        return httpx.Response(200, stream=httpx.ByteStream(says("ok").body))
+
+    answers = ask_a_fake(handler, clock, rounds=1, together=200, concurrency=16)
+    assert kinds(answers) == {"unreachable": 16 + 1, "ok": 200 - 17}  # and the first probe, which came too early
+    assert clock.now < back_at + 30.0
+
+
+def test_a_server_that_is_down_for_good_fails_all_calls_soon_and_is_left_alone() -> None:
+    clock, sent = FakeClock(), 0
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        nonlocal sent
+        sent += 1
+        raise httpx.ConnectError("refused", request=request)
+
+    started = clock.now
+    answers = ask_a_fake(handler, clock, rounds=3, together=1000, concurrency=16)
+    assert kinds(answers).keys() == {"unreachable", "circuit_open"}
+    assert sent <= 16 * 3 + 3  # all attempts of the calls under way, and a probe for each cool-down that was waited for
+    assert clock.now - started < 1.5 + 30.0 + 60.0 + 1.0  # all together, not each
+
+
+def test_the_rest_wait_for_the_probe_however_long_the_circuit_was_open() -> None:
+    clock, out = FakeClock(), 0
+    waiting: set[Any] = set()
+
+    async def handler(request: httpx.Request) -> httpx.Response:
+        nonlocal out
+        out += 1
+        if out == 1:
+            raise httpx.ConnectError("refused", request=request)
+        while out == 2 and len(waiting) < 4:
+            await asyncio.sleep(0)
+        return httpx.Response(200, stream=httpx.ByteStream(says("back").body))
+
+    async def run() -> list[str | JudgeFailure]:
+        config = EndpointConfig(url="http://judge/v1", model="m", retries=0, circuit_after=1)
+
+        async def sleep(_: float) -> None:
+            waiting.add(asyncio.current_task())
+            await asyncio.sleep(0)
+
+        endpoint = Endpoint(config, transport=httpx.MockTransport(handler), sleep=sleep, clock=clock)
+        answers = [await endpoint.chat(MESSAGES)]
+        clock.now += 1000.0
+        answers += await asyncio.gather(*(endpoint.chat(MESSAGES) for _ in range(5)))
+        await endpoint.close()
+        return [said(answer) for answer in answers]
+
+    assert kinds(asyncio.run(run())) == {"unreachable": 1, "back": 5}
+    assert len(waiting) == 4
+
+
+def test_a_call_waits_for_the_circuit_a_cool_down_and_a_time_out_at_most() -> None:
+    clock = FakeClock()
+
+    async def run() -> str | JudgeFailure:
+        config = EndpointConfig(url="http://judge/v1", model="m", timeout_s=60.0, circuit_cooldown_s=30.0)
+        probing = asyncio.Event()
+
+        async def handler(request: httpx.Request) -> httpx.Response:
+            if clock.now == 1000.0:
+                raise httpx.ConnectError("refused", request=request)
+            probing.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        endpoint = Endpoint(
+            config.model_copy(update={"retries": 0, "circuit_after": 1}),
+            transport=httpx.MockTransport(handler), sleep=clock.sleep, clock=clock,
+        )  # fmt: skip
+        await endpoint.chat(MESSAGES)
+        clock.now += 100.0
+        probe = asyncio.ensure_future(endpoint.chat(MESSAGES))
+        await probing.wait()
+        answer = await endpoint.chat(MESSAGES)
+        probe.cancel()
+        await asyncio.gather(probe, return_exceptions=True)
+        await endpoint.close()
+        return said(answer)
+
+    refused = asyncio.run(run())
+    assert kind(refused) is FailureKind.CIRCUIT_OPEN
+    assert str(refused).endswith("1 calls in a row reached no working server; the next goes out in 0 s')")
+    assert clock.now == 1000.0 + 100.0 + 30.0 + 60.0
 
 
 @pytest.mark.parametrize("reply", [Reply(400), Reply(429), says(""), Reply(body=b"<html>")])
@@ -445,7 +560,7 @@ def test_the_retry_budget_by_hand() -> None:
 
 def test_the_circuit_by_hand() -> None:
     clock = FakeClock()
-    circuit = CircuitBreaker(2, 10.0, clock)
+    circuit = CircuitBreaker(2, 10.0, 15.0, clock)
     early = circuit.admit()
     for reached in (False, True, False, None):  # a success starts the row anew, and what was given up says nothing
         circuit.leave(circuit.admit(), reached)
@@ -461,6 +576,11 @@ def test_the_circuit_by_hand() -> None:
     assert circuit.admit() is Admission.PROBE
     circuit.leave(Admission.PROBE, False)
     assert (circuit.state, circuit.openings) == (CircuitState.OPEN, 2)
+    assert circuit.may_close
+    clock.now += 5.0
+    assert not circuit.may_close  # 15 s after it opened, and another probe is 5 s away
+    clock.now += 5.0
+    assert circuit.may_close  # by that probe
     circuit.leave(early, True)  # whoever reached a working server knows better
     assert (circuit.state, circuit.admit()) == (CircuitState.CLOSED, Admission.FREE)
 
