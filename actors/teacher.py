@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import ray
+from ray import ObjectRef
+from ray.exceptions import ObjectLostError, RayActorError
 
 from actors.published import Published
 from speechsum.config import TeacherConfig
+from speechsum.errors import RunError
 from speechsum.prompting import load_tokenizer, transcript_ids
 from speechsum.types import (
     FailureKind,
@@ -162,17 +166,30 @@ class TeacherActor:
 class TeachersEngine:
     """A `TeacherActor`'s engine as a likelihood judge asks it: one model in memory for both.
 
-    `checkpoint` is what the teacher holds. Waits until the teacher has loaded.
+    `checkpoint` is what the teacher holds. Whoever asks first waits until the teacher has loaded. Raises `RunError`
+    where the teacher has died: as an actor's death, it would be taken for that of the judge, who is well.
     """
 
     def __init__(self, teacher: Any, checkpoint: Path) -> None:
         self._teacher = teacher
         self.tokenizer = load_tokenizer(checkpoint)
-        self.max_model_len: int = ray.get(teacher.max_model_len.remote())
+
+    @cached_property
+    def max_model_len(self) -> int:
+        """See `Engine.max_model_len`."""
+        return int(_answer(self._teacher.max_model_len.remote()))
 
     def prompt_logprobs(self, token_ids: Sequence[Sequence[int]], first: Sequence[int]) -> list[np.ndarray]:
         """See `Engine.prompt_logprobs`."""
-        return list(ray.get(self._teacher.prompt_logprobs.remote(token_ids, first)))
+        return list(_answer(self._teacher.prompt_logprobs.remote(token_ids, first)))
 
     def close(self) -> None:
         """Nothing: the engine is the teacher's to shut down."""
+
+
+def _answer(ref: ObjectRef) -> Any:
+    """What the teacher says."""
+    try:
+        return ray.get(ref)
+    except (RayActorError, ObjectLostError) as error:
+        raise RunError("the teacher that the judge asks has died; go on with --resume") from error

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from ray.exceptions import ActorDiedError, OwnerDiedError, RayActorError
 
-from actors.teacher import Teacher
-from speechsum.errors import UserError
+from actors import teacher
+from actors.teacher import Teacher, TeachersEngine
+from speechsum.errors import RunError, UserError
 from speechsum.prompting import check_same_ids, transcript_ids
 from speechsum.types import (
     AudioRef,
@@ -125,6 +129,24 @@ def test_a_teacher_writes_from_the_transcript_too():
     engine = FakeTextEngine()
     expected = [f"{len(transcript_ids(engine.tokenizer, p.instruction, p.transcript))} tokens" for p in PROMPTS]
     assert Teacher(engine, top_k=1, vocabulary=400).write(PROMPTS, SamplingParams()) == expected
+
+
+@pytest.mark.parametrize("death", [ActorDiedError(), OwnerDiedError("00", None, "")])
+def test_a_teacher_s_death_is_not_told_as_the_death_of_the_judge_that_asks_it(monkeypatch, death):
+    calls = {"max_model_len": SimpleNamespace(remote=lambda: 7), "prompt_logprobs": SimpleNamespace(remote=zip)}
+
+    def dead(ref):
+        raise death
+
+    monkeypatch.setattr(teacher, "load_tokenizer", lambda checkpoint: tiny_tokenizer())
+    engine = TeachersEngine(SimpleNamespace(**calls), "text")
+    monkeypatch.setattr(teacher.ray, "get", dead)
+    for ask in (lambda: engine.max_model_len, lambda: engine.prompt_logprobs([[1, 2]], [1])):
+        with pytest.raises(RunError, match=r"the teacher that the judge asks has died; go on with --resume") as told:
+            ask()
+        assert not isinstance(told.value, RayActorError)
+    monkeypatch.setattr(teacher.ray, "get", lambda ref: ref)
+    assert engine.max_model_len == 7
 
 
 def test_control_tokens_of_a_transcript_open_no_turn():
