@@ -110,6 +110,7 @@ class SpeechPolicy(nn.Module):
         self.scale = lora.alpha / lora.rank
         self.logits_divisor = family.logits_divisor(model.config)
         _add_lora(self.decoder, lora)
+        _without_dropout(self)
         self.projector.requires_grad_(train_projector).float()
 
     def forward(
@@ -137,12 +138,6 @@ class SpeechPolicy(nn.Module):
         ]
         logprobs, entropy, others = (torch.cat(part) for part in zip(*parts, strict=True))
         return logprobs, entropy, others
-
-    def train(self, mode: bool = True) -> SpeechPolicy:
-        """As for any module, but that the projector never drops out: the engine's does not, and the two must agree."""
-        super().train(mode)
-        self.projector.eval()
-        return self
 
     @property
     def projector_dtype(self) -> torch.dtype:
@@ -196,6 +191,18 @@ def _add_lora(decoder: nn.Module, lora: LoraConfig) -> None:
     for name, parameter in decoder.named_parameters():
         if ".lora_" in name:
             parameter.data = parameter.data.float()
+
+
+def _without_dropout(policy: nn.Module) -> None:
+    """No unit drops out, whatever the checkpoint asks for: the engine's do not, and the two must agree.
+
+    `eval` would do as much, but gradient checkpointing needs `train`.
+    """
+    for module in policy.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in [n for n, value in vars(module).items() if "dropout" in n and isinstance(value, float)]:
+            setattr(module, name, 0.0)
 
 
 def audio_states(samples: Sequence[TrainingSample], states: dict[str, Any]) -> Tensor:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,10 +15,12 @@ from transformers import AutoProcessor
 
 from learner.losses import grpo_loss, token_weights
 from learner.model import PADDING, SpeechPolicy, pack, tree_mask
+from speechsum.families import FAMILIES
 from speechsum.lora import adapted_weights, pair_names, whole_tensors
 from speechsum.types import TrainingSample
 from tests.learner.bench import CLIPS, FAMILY, LORA, Bench, sample
 from tests.tiny import LAYERS, noise
+from tests.tiny_families import granite_speech
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +126,26 @@ def test_log_probs_are_those_of_transformers_own_forward(bench, clip):
         logprobs = logits[0, len(group.prompt_ids) - 1 : -1].log_softmax(-1)
         expected.append(logprobs.gather(-1, torch.tensor(completion.token_ids.tolist())[:, None])[:, 0])
     torch.testing.assert_close(found.detach(), torch.cat(expected), atol=5e-5, rtol=1e-5)
+
+
+def test_no_unit_of_the_decoder_drops_out_while_it_trains(tiny_path, tmp_path):
+    path = Path(shutil.copytree(tiny_path, tmp_path / "drops-out"))
+    config = json.loads((path / "config.json").read_text())
+    config["text_config"]["attention_dropout"] = 0.5
+    (path / "config.json").write_text(json.dumps(config))
+    bench = Bench(path)
+    bench.policy.train()
+    group = bench.sample([5, 3])
+    assert torch.equal(bench.run([group])[0], bench.run([group])[0])
+
+
+def test_no_unit_of_the_projector_drops_out_while_it_trains(tmp_path):
+    family = FAMILIES["granite_speech"]
+    model = family.load(granite_speech(tmp_path), "float32", "eager")
+    policy = SpeechPolicy(model, family, LORA, train_projector=True)
+    policy.train()
+    states = torch.randn(15, policy.audio_width)
+    assert torch.equal(family.project(policy.projector, states), family.project(policy.projector, states))
 
 
 def test_company_and_padding_change_nothing(bench):
