@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from learner.publisher import merged_tensor
-from speechsum.errors import UserError
+from speechsum.errors import RunError, UserError, last_line
 from speechsum.lora import pair_names
 
 if TYPE_CHECKING:
@@ -37,29 +37,49 @@ def save_checkpoint(
 ) -> Path:  # fmt: skip
     """Write `folder/step_<number>` and remove all but the newest `keep`. Returns the new folder.
 
-    `reference` are a stage's first weights, where its loss reads them.
+    `reference` are a stage's first weights, where its loss reads them. Raises `RunError` where the disk does not take
+    it, and leaves nothing behind there.
     """
-    from safetensors.torch import save_file
+    from safetensors import SafetensorError
 
     final = folder / f"step_{number:06d}"
     temporary = folder / f"tmp_step_{number:06d}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file(dict(tensors), temporary / ADAPTER)
-    save_file(dict(moments), temporary / OPTIMIZER)
-    if reference:
-        save_file(dict(reference), temporary / REFERENCE)
-    (temporary / STATE).write_text(json.dumps(state, indent=1))
-    files = {path.name: _fingerprint(path) for path in sorted(temporary.iterdir())}
-    (temporary / MANIFEST).write_text(json.dumps({"format": 1, "files": files}, indent=1))
-    for path in (*temporary.iterdir(), temporary):
-        _flush(path)
+    for left in folder.glob("tmp_step_*"):  # by a process that was killed while it saved
+        shutil.rmtree(left)
+    try:
+        temporary.mkdir(parents=True)
+        _write(temporary, tensors, moments, state, reference or {})
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        size_gb = sum(t.nbytes for part in (tensors, moments, reference or {}) for t in part.values()) / 1e9
+        raise RunError(
+            f"{folder} did not take a checkpoint of {size_gb:.2f} GB ({last_line(error)}); "
+            "free space there, then go on with --resume"
+        ) from error
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
     _flush(folder)
     for old in sorted(folder.glob("step_??????"))[:-keep]:
         shutil.rmtree(old)
     return final
+
+
+def _write(
+    folder: Path, tensors: Mapping[str, Tensor], moments: Mapping[str, Tensor], state: dict[str, Any],
+    reference: Mapping[str, Tensor],
+) -> None:  # fmt: skip
+    """A checkpoint's files, the manifest last, all of them flushed to disk."""
+    from safetensors.torch import save_file
+
+    save_file(dict(tensors), folder / ADAPTER)
+    save_file(dict(moments), folder / OPTIMIZER)
+    if reference:
+        save_file(dict(reference), folder / REFERENCE)
+    (folder / STATE).write_text(json.dumps(state, indent=1))
+    files = {path.name: _fingerprint(path) for path in sorted(folder.iterdir())}
+    (folder / MANIFEST).write_text(json.dumps({"format": 1, "files": files}, indent=1))
+    for path in (*folder.iterdir(), folder):
+        _flush(path)
 
 
 def newest_checkpoint(folder: Path, tell: Callable[[str], None]) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from learner.checkpoint import (
     save_checkpoint,
     verify,
 )
-from speechsum.errors import UserError
+from speechsum.errors import RunError, UserError
 
 
 def save(folder: Path, number: int, keep: int = 2) -> Path:
@@ -37,6 +38,32 @@ def test_the_newest_two_are_kept_and_hold_what_was_saved(tmp_path: Path) -> None
     assert weights["w"].tolist() == [3.0] * 3
     assert moments["w.m"].tolist() == [1.0] * 3
     assert state == load_state(newest) == {"step": 3}
+
+
+@pytest.mark.parametrize("room", [1, 250])  # nothing fits, or all but the manifest
+def test_a_disk_that_is_full_is_told_with_a_remedy_and_gets_back_what_was_written(tmp_path: Path, room: int) -> None:
+    folder = tmp_path / "checkpoints"
+    kept = save(folder, 1)
+    assert max((kept / name).stat().st_size for name in (ADAPTER, OPTIMIZER)) < 250 < (kept / MANIFEST).stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        with pytest.raises(
+            RunError, match=r"checkpoints did not take a checkpoint of 0.00 GB \(.*File too large"
+        ) as told:
+            save(folder, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(told.value).endswith("; free space there, then go on with --resume")
+    assert list(folder.iterdir()) == [kept]
+    assert verify(kept) is None
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "tmp_step_000001").mkdir()
+    (tmp_path / "tmp_step_000001" / ADAPTER).write_bytes(b"half")
+    saved = save(tmp_path, 2)
+    assert list(tmp_path.iterdir()) == [saved]
 
 
 @pytest.mark.parametrize("file", [ADAPTER, OPTIMIZER, STATE, MANIFEST])
