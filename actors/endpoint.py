@@ -75,19 +75,24 @@ class RetryBudget:
 
     def sent(self) -> None:
         """Count a request that is no retry."""
-        self._requests.append(self._clock())
+        self._requests.append(self._now())
 
     def take(self) -> bool:
         """Whether one more retry may go out, counted if so."""
-        now = self._clock()
-        for times in (self._requests, self._retries):
-            while times and times[0] <= now - RETRY_WINDOW_S:
-                times.popleft()
+        now = self._now()
         retries = len(self._retries) + 1
         if retries > max(self._floor, self._share * (len(self._requests) + retries)):
             return False
         self._retries.append(now)
         return True
+
+    def _now(self) -> float:
+        """The time; what lies more than a window back is forgotten."""
+        now = self._clock()
+        for times in (self._requests, self._retries):
+            while times and times[0] <= now - RETRY_WINDOW_S:
+                times.popleft()
+        return now
 
 
 class CircuitState(StrEnum):

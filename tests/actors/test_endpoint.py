@@ -558,6 +558,15 @@ def test_the_retry_budget_by_hand() -> None:
     assert [budget.take(), budget.take()] == [True, False]  # all of that is forgotten
 
 
+def test_a_budget_that_nobody_draws_on_does_not_grow_for_ever() -> None:
+    clock = FakeClock()
+    budget = RetryBudget(0.2, 1, clock)
+    for _ in range(1000):
+        budget.sent()
+        clock.now += 1.0
+    assert len(budget._requests) == RETRY_WINDOW_S
+
+
 def test_the_circuit_by_hand() -> None:
     clock = FakeClock()
     circuit = CircuitBreaker(2, 10.0, 15.0, clock)
