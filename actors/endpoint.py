@@ -439,7 +439,7 @@ def _tokens(told: Any) -> tuple[tuple[str, dict[str, float]], ...]:
             (each["token"], {one["token"]: float(one["logprob"]) for one in (*each["top_logprobs"], each)})
             for each in told["content"]
         )
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, OverflowError):
         return ()
     return tokens if all(isinstance(token, str) for token, _ in tokens) else ()
 

@@ -240,6 +240,7 @@ LIKELY = ("ye", {"ye": -0.5, "n": -1.0})
         (None, ()),
         ({"content": None}, ()),
         ({"content": [PLACE | {"logprob": None}]}, ()),
+        ({"content": [PLACE | {"logprob": -(10**400)}]}, ()),
         ({"content": [PLACE | {"token": 5}]}, ()),
         ({"tokens": ["ye", "s"]}, ()),
     ],
