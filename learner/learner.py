@@ -195,8 +195,9 @@ class Learner:
         placeholders = int(rows.heard(self.prompts.audio_id).sum())
         if placeholders != len(audio):
             raise RunError(
-                f"the engine saw {placeholders} audio tokens and the learner encoded {len(audio)}: "
-                "rollout and learner disagree on the recording"
+                f"the engine saw {placeholders} audio tokens and the learner encoded {len(audio)} for "
+                f"{', '.join(s.prompt_id for s in group)}; "
+                "give every node the recordings that the rollout actors heard and go on with --resume"
             )
         top = _top_ids(group, top_k)
         logprobs, entropy, others = self.policy(
