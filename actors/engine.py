@@ -245,8 +245,8 @@ class Engine:
     def finish_update(self) -> None:
         """Put the update in force and drop everything computed with the old weights."""
         self._llm.finish_weight_update()
-        self._broken = ""
         self.reset_caches()
+        self._broken = ""
 
     def reset_caches(self) -> None:
         """Forget key-value blocks, encoded audio and mel spectrograms: none may outlive the weights it came from."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -256,6 +257,19 @@ def test_payload_of_another_model_is_refused_and_the_old_weights_stay(engine, id
     with pytest.raises(WeightsRefused):
         engine.update_weights(make_payload(9, PushMode.ADAPTER, tensors, scale=0.5))
     assert greedy(engine, ids) == before
+
+
+def test_an_engine_that_cannot_drop_what_the_old_weights_made_serves_nobody():
+    engine = Engine.__new__(Engine)
+    engine._broken = ""
+    engine._llm = SimpleNamespace(
+        start_weight_update=lambda: None, finish_weight_update=lambda: None, reset_prefix_cache=lambda: False
+    )
+    engine.start_update()
+    with pytest.raises(EngineBroken, match="prefix cache could not be dropped"):
+        engine.finish_update()
+    with pytest.raises(EngineBroken, match="start the engine again"):
+        engine.prompt_logprobs([[1, 2]], [1])
 
 
 def test_closed_engine_says_so(tiny_path):
