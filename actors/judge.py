@@ -216,10 +216,6 @@ class JudgeActor:
         self._publish([answer for own in scored for answer in own.answers], time.perf_counter() - started)
         return scored
 
-    def close(self) -> None:
-        """Release the judge before the actor is."""
-        self._judge.close()
-
     def _publish(self, judgements: Sequence[Judgement], seconds: float) -> None:
         """One call, and what has changed in the judge's own counts since the last."""
         self._published.observe("judge/call_s", seconds)

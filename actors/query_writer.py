@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from actors.endpoint import Endpoint, EndpointThread
+from actors.endpoint_judge import asked_twice
 from actors.judge_cache import JudgementCache, Memory
-from actors.rubric_judge import asked_twice
 from speechsum.config import EndpointConfig
 from speechsum.queries import (
     QUERIES_VERSION,

@@ -120,15 +120,14 @@ class Rollout:
         tokenizer = self.builder.tokenizer
         return self.engine.write([transcript_ids(tokenizer, p.instruction, p.transcript) for p in prompts], sampling)
 
-    def receive(self, payload: WeightsPayload, version: WeightsVersion | None = None, *, rollback: bool = False) -> int:
+    def receive(self, payload: WeightsPayload, version: WeightsVersion | None = None) -> int:
         """Swap to the weights in `payload` and return their version; a repeat of the version held is a no-op.
 
         Raises `WeightsRefused` for a payload that is damaged, not the `version` announced, or not newer than what
-        is held. The old weights then stay in force under their old number, and `refusal` says why. `rollback` lets
-        an older version in, for a learner that went back to a checkpoint.
+        is held. The old weights then stay in force under their old number, and `refusal` says why.
         """
         try:
-            return self._receive(payload, version, rollback)
+            return self._receive(payload, version)
         except WeightsRefused as error:
             self.totals.refused_pushes += 1
             self.refusal = str(error)
@@ -169,13 +168,13 @@ class Rollout:
             why = f"; the last push was refused: {self.refusal}" if self.refusal else ""
             raise StaleWeights(f"rollout holds weights version {self.version}, asked for at least {min_version}{why}")
 
-    def _receive(self, payload: WeightsPayload, version: WeightsVersion | None, rollback: bool) -> int:
+    def _receive(self, payload: WeightsPayload, version: WeightsVersion | None) -> int:
         stamp = payload.version
         if version is not None and version != stamp:
             raise WeightsRefused(f"weights version {version.version} was announced, version {stamp.version} arrived")
         if stamp.version == self.version and stamp.checksum == self._checksum:
             return self.version
-        if stamp.version <= self.version and not rollback:
+        if stamp.version <= self.version:
             raise WeightsRefused(f"weights version {stamp.version} is not newer than {self.version}, which is held")
         started = time.perf_counter()
         self.engine.update_weights(payload)
@@ -264,10 +263,6 @@ class RolloutActor:
         """See `Notice.listen`."""
         return self._notice.listen()
 
-    def ready(self) -> int:
-        """The version held; answers once the engine is loaded."""
-        return self._rollout.version
-
     def version(self) -> int:
         """The version of the weights in force."""
         return self._rollout.version
@@ -288,10 +283,10 @@ class RolloutActor:
             return Leaving()
         return self._rollout.write(prompts, sampling, min_version)
 
-    def receive(self, payload: WeightsPayload, version: WeightsVersion | None = None, *, rollback: bool = False) -> int:
+    def receive(self, payload: WeightsPayload, version: WeightsVersion | None = None) -> int:
         """See `Rollout.receive`. Pass the payload's ObjectRef as the argument itself: it is read in place."""
         try:
-            return self._rollout.receive(payload, version, rollback=rollback)
+            return self._rollout.receive(payload, version)
         finally:
             self._publish()
 
@@ -319,10 +314,6 @@ class RolloutActor:
     def reset_caches(self) -> None:
         """See `Rollout.reset_caches`."""
         self._rollout.reset_caches()
-
-    def close(self) -> None:
-        """Shut the engine down before the actor is released."""
-        self._rollout.close()
 
     def _publish(self) -> None:
         """Each of `Rollout.metrics`, called `rollout_actor/...` in the table."""

@@ -55,9 +55,6 @@ class TextEngine(Protocol):
     def write(self, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> list[str]:
         """One text for each prompt of token ids."""
 
-    def close(self) -> None:
-        """Shut down."""
-
 
 class Teacher:
     """A text engine that knows what `top_k` tokens it would have preferred, out of the student's `vocabulary` ids."""
@@ -88,10 +85,6 @@ class Teacher:
     def write(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> list[str]:
         """The teacher's own summaries of the transcripts: references for distillation by sequence, and for reports."""
         return self._engine.write([self._context(p) for p in prompts], sampling)
-
-    def close(self) -> None:
-        """Shut the engine down."""
-        self._engine.close()
 
     def _context(self, prompt: Prompt) -> list[int]:
         return transcript_ids(self._engine.tokenizer, prompt.instruction, prompt.transcript)
@@ -157,10 +150,6 @@ class TeacherActor:
     def write(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> list[str]:
         """See `Teacher.write`."""
         return self._teacher.write(prompts, sampling)
-
-    def close(self) -> None:
-        """Shut the engine down before the actor is released."""
-        self._teacher.close()
 
 
 class TeachersEngine:

@@ -248,7 +248,6 @@ def test_the_recipe_chooses_the_cache(tmp_path: Path) -> None:
     counts = actor._judge.counts()
     assert (counts["judge/cache_hits"], counts["judge/cache_misses"]) == (4, 2)
     assert actor.ready() == "lexical/lexical-1"
-    actor.close()
 
 
 def test_an_unusable_cache_is_told_before_a_model_loads(tmp_path: Path) -> None:

@@ -56,9 +56,6 @@ class FakeTextEngine:
     def write(self, prompts, sampling):
         return [f"{len(prompt)} tokens" for prompt in prompts]
 
-    def close(self):
-        pass
-
 
 def group(prompt: Prompt, *completions: list[int]) -> TrajectoryGroup:
     trajectories = tuple(
