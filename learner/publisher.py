@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Publisher:
     """Makes payloads on rank 0. `checkpoint` is the frozen base that engines started from.
 
-    What training touches is sent in `dtype`, the one that learner and engines compute in: rounded to a coarser one, the
-    engines would serve other weights than the learner trains.
+    Merged, what training touches is in `dtype`, the one that learner and engines compute in: rounded to a coarser one,
+    the engines would serve other weights than the learner trains. An adapter travels as it is trained, in float32.
     """
 
     def __init__(self, checkpoint: Path, scale: float, dtype: torch.dtype) -> None:

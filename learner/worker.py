@@ -21,7 +21,11 @@ from speechsum.weights import WeightsPayload
 
 @ray.remote
 class LearnerWorker:
-    """Rank `rank` of `config.learner.ranks`. Methods are collective: the group calls them on every rank at once."""
+    """Rank `rank` of `config.learner.ranks`.
+
+    Methods are collective: the group calls them on every rank at once, all but `address` and `open_door`, which only
+    the first rank is asked.
+    """
 
     def __init__(self, config: RunConfig, rank: int, checkpoint: str) -> None:
         self.config = config
