@@ -156,6 +156,11 @@ class Engine:
         return int(self._llm.model_config.get_vocab_size())
 
     @property
+    def dtype(self) -> str:
+        """What the model computes in: `bfloat16` or `float32`."""
+        return str(self._llm.model_config.dtype).removeprefix("torch.")
+
+    @property
     def tokenizer(self) -> Any:
         """The checkpoint's Hugging Face tokenizer."""
         return self._tokenizer

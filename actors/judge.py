@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import ray
 
-from actors.likelihood_judge import Scorer
+from actors.likelihood_judge import LikelihoodJudge, Scorer, revision
 from actors.notice import Notice
 from actors.published import Published
 from actors.teacher import TeachersEngine
@@ -88,9 +88,9 @@ def make_judge(config: JudgeConfig, path: str | None, scorer: Scorer | None = No
 
     cache = JudgementCache(config.cache)
     judge, settings = _uncached(config, path, scorer)
-    if config.kind == "likelihood":
+    if isinstance(judge, LikelihoodJudge):
         assert path is not None
-        settings = {"checkpoint": checkpoint_digest(Path(path))}
+        settings = {"checkpoint": checkpoint_digest(Path(path)), "dtype": judge.dtype}
     return CachedJudge(judge, cache, settings)
 
 
@@ -112,8 +112,6 @@ def _uncached(config: JudgeConfig, path: str | None, scorer: Scorer | None) -> t
     if config.kind == "likelihood":
         if path is None:
             raise UserError("judge.kind = 'likelihood' needs a causal language model; set judge.path")
-        from actors.likelihood_judge import LikelihoodJudge, revision
-
         loaded = LikelihoodJudge(scorer, revision(Path(path))) if scorer else LikelihoodJudge.load(path, config.engine)
         return loaded, {}
     from actors.rubric_judge import LexicalJudge, RubricJudge

@@ -1,8 +1,9 @@
 """Judgements that outlive the process: what a judge has said once, it is not asked again.
 
 An answer is found by content: by all that it depends on, hashed. That is the judge's name and version (its model's
-revision and the prompt's), how it decodes, the rules in code, and the texts. So nothing has to be thrown away when a
-judge changes: its old answers are not met any more. What failed is never kept, and is asked again the next time.
+revision and the prompt's), how it decodes or in which precision it computes, the rules in code, and the texts. So
+nothing has to be thrown away when a judge changes: its old answers are not met any more. What failed is never kept, and
+is asked again the next time.
 
 The file is SQLite's, with a write-ahead log, which several actors of one machine may share; over a network file system
 it may not be. A cache that stops working costs time and a metric (`judge/cache_errors`), never a judgement.

@@ -43,6 +43,10 @@ class Scorer(Protocol):
     def max_model_len(self) -> int:
         """Most tokens of one sequence."""
 
+    @property
+    def dtype(self) -> str:
+        """What it computes in: `bfloat16` or `float32`."""
+
     def prompt_logprobs(self, token_ids: Sequence[Sequence[int]], first: Sequence[int]) -> list[np.ndarray]:
         """Log-probability of each sequence's own tokens from `first[i]` on."""
 
@@ -129,6 +133,11 @@ class LikelihoodJudge:
         from actors.engine import Engine
 
         return cls(Engine(path, config, audio=hears(Path(path))), revision(Path(path)))
+
+    @property
+    def dtype(self) -> str:
+        """What the engine computes in; rewards of two precisions are not quite the same."""
+        return self._scorer.dtype
 
     def score(self, tasks: Sequence[JudgeTask]) -> list[Judgement]:
         """One judgement per task, in order. Equal questions (the source's own likelihood, say) are asked once."""

@@ -143,6 +143,10 @@ class TeacherActor:
         """See `Engine.max_model_len`."""
         return self._engine.max_model_len
 
+    def dtype(self) -> str:
+        """See `Engine.dtype`."""
+        return self._engine.dtype
+
     def prompt_logprobs(self, token_ids: Sequence[Sequence[int]], first: Sequence[int]) -> list[np.ndarray]:
         """See `Engine.prompt_logprobs`."""
         return self._engine.prompt_logprobs(token_ids, first)
@@ -167,6 +171,11 @@ class TeachersEngine:
     def max_model_len(self) -> int:
         """See `Engine.max_model_len`."""
         return int(_answer(self._teacher.max_model_len.remote()))
+
+    @property
+    def dtype(self) -> str:
+        """See `Engine.dtype`."""
+        return str(_answer(self._teacher.dtype.remote()))
 
     def prompt_logprobs(self, token_ids: Sequence[Sequence[int]], first: Sequence[int]) -> list[np.ndarray]:
         """See `Engine.prompt_logprobs`."""

@@ -60,8 +60,8 @@ class WordTokenizer:
 class StandInScorer:
     """-1 nat a token that the context already holds, -3 for any other."""
 
-    def __init__(self, *, value=None, max_model_len=200):
-        self.tokenizer, self.max_model_len, self.value = WordTokenizer(), max_model_len, value
+    def __init__(self, *, value=None, max_model_len=200, dtype="float32"):
+        self.tokenizer, self.max_model_len, self.value, self.dtype = WordTokenizer(), max_model_len, value, dtype
         self.calls = []
 
     def prompt_logprobs(self, token_ids, first):
@@ -209,12 +209,27 @@ def test_factory_picks_by_kind():
         make_judge(JudgeConfig(kind="likelihood"), None)
 
 
+def test_a_cache_answers_for_one_precision_only(tmp_path):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "config.json").write_text("{}")
+    config = JudgeConfig(kind="likelihood", cache=str(tmp_path / "c"))
+    asked = {}
+    for name, dtype in (("first", "float32"), ("same", "float32"), ("other", "bfloat16")):
+        scorer = StandInScorer(dtype=dtype)
+        judge = make_judge(config, str(tmp_path / "text"), scorer)
+        judge.score([JudgeTask(TALK, ASK, GOOD)])
+        judge.close()
+        asked[name] = len(scorer.calls)
+    assert asked == {"first": 1, "same": 0, "other": 1}
+
+
 def test_real_engine_agrees_with_transformers(tiny_text_path):
     import torch
     from transformers import AutoModelForCausalLM
 
     config = EngineConfig(threads=1, max_model_len=512, max_num_seqs=16, kv_cache_gb=0.05)
     judge = LikelihoodJudge.load(tiny_text_path, config)
+    assert judge.dtype == resolved("auto", gpu=False)
     try:
         task = JudgeTask(TALK, ASK, GOOD)
         plan = judge._plan(task)

@@ -130,7 +130,8 @@ def test_a_teacher_writes_from_the_transcript_too():
 
 @pytest.mark.parametrize("death", [ActorDiedError(), OwnerDiedError("00", None, "")])
 def test_a_teacher_s_death_is_not_told_as_the_death_of_the_judge_that_asks_it(monkeypatch, death):
-    calls = {"max_model_len": SimpleNamespace(remote=lambda: 7), "prompt_logprobs": SimpleNamespace(remote=zip)}
+    answers = {"max_model_len": lambda: 7, "dtype": lambda: "float32", "prompt_logprobs": zip}
+    calls = {name: SimpleNamespace(remote=answer) for name, answer in answers.items()}
 
     def dead(ref):
         raise death
@@ -138,12 +139,13 @@ def test_a_teacher_s_death_is_not_told_as_the_death_of_the_judge_that_asks_it(mo
     monkeypatch.setattr(teacher, "load_tokenizer", lambda checkpoint: tiny_tokenizer())
     engine = TeachersEngine(SimpleNamespace(**calls), "text")
     monkeypatch.setattr(teacher.ray, "get", dead)
-    for ask in (lambda: engine.max_model_len, lambda: engine.prompt_logprobs([[1, 2]], [1])):
+    asked = (lambda: engine.max_model_len, lambda: engine.dtype, lambda: engine.prompt_logprobs([[1, 2]], [1]))
+    for ask in asked:
         with pytest.raises(RunError, match=r"the teacher that the judge asks has died; go on with --resume") as told:
             ask()
         assert not isinstance(told.value, RayActorError)
     monkeypatch.setattr(teacher.ray, "get", lambda ref: ref)
-    assert engine.max_model_len == 7
+    assert (engine.max_model_len, engine.dtype) == (7, "float32")
 
 
 def test_control_tokens_of_a_transcript_open_no_turn():
