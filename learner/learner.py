@@ -9,9 +9,9 @@ import contextlib
 import hashlib
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
+from learner.clips import EncodedClips
 from learner.losses import LossOutput
-from learner.model import PackedRows, SpeechPolicy, audio_states, pack
+from learner.model import PackedRows, SpeechPolicy, pack
 from learner.objective import PAIR_MEANS, SUMS, TOKEN_MEANS, Counts, Objective, Scores
 from learner.parallelize import assign, gather, shard
 from speechsum.audio import AudioLimits, augment_audio, load_audio
@@ -35,7 +36,6 @@ from speechsum.prompting import PromptBuilder
 from speechsum.types import AudioRef, Completion, TrainingSample, read_only
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-STATES_CACHE_BYTES = 4 << 30
 TIE_NATS = 1e-3
 NEAR_ZERO = 1e-5  # a temperature; the gaps it gives are too wide by NEAR_ZERO x log(vocabulary), 1e-4 nats, at most
 
@@ -66,8 +66,7 @@ class Learner:
         self.policy.train()
         self.parameters = self.policy.trainable()
         self.optimizer_step = 0
-        self._states: OrderedDict[str, Tensor] = OrderedDict()
-        self._states_bytes = 0
+        self._clips = EncodedClips(partial(load_audio, limits=self.limits), self._encoded)
 
     # --- stages -------------------------------------------------------------------------------------------------
 
@@ -189,8 +188,7 @@ class Learner:
         self, group: Sequence[TrainingSample], temperature: float, *, augment: bool = False, top_k: int = 0
     ) -> tuple[PackedRows, Tensor, Tensor, Tensor]:
         """The rows and what `SpeechPolicy` says of them, and of the teacher's `top_k` likeliest tokens."""
-        rows = pack(group, self.prompts.end_id)
-        rows = PackedRows(**{k: getattr(rows, k).to(self.device) for k in PackedRows.__dataclass_fields__})
+        rows = pack(group, self.prompts.end_id).to(self.device)
         audio = self._audio(group, augment=augment)
         placeholders = int(rows.heard(self.prompts.audio_id).sum())
         if placeholders != len(audio):
@@ -297,23 +295,15 @@ class Learner:
 
         A prompt without a placeholder reads a transcript, and its recording stays closed.
         """
-        group = [s for s in group if self.prompts.audio_id in s.prompt_ids]
-        if not group:
+        heard = [s.audio for s in group if self.prompts.audio_id in s.prompt_ids]
+        if not heard:
             return torch.zeros(0, self.policy.audio_width, device=self.device)
         if augment:
-            return torch.cat(self.family.encode(self.model, self.extractor, [self._augmented(s.audio) for s in group]))
-        missing = {s.audio.key: s.audio for s in group if s.audio.key not in self._states}
-        if missing:
-            clips = [load_audio(ref, self.limits) for ref in missing.values()]
-            for key, states in zip(missing, self.family.encode(self.model, self.extractor, clips), strict=True):
-                self._states[key] = states
-                self._states_bytes += states.nbytes
-        for sample in group:
-            self._states.move_to_end(sample.audio.key)
-        states = audio_states(group, self._states)
-        while self._states_bytes > STATES_CACHE_BYTES:
-            self._states_bytes -= self._states.popitem(last=False)[1].nbytes
-        return states
+            return torch.cat(self._encoded([self._augmented(ref) for ref in heard]))
+        return torch.cat(self._clips.states(heard))
+
+    def _encoded(self, clips: Sequence[np.ndarray]) -> list[Tensor]:
+        return self.family.encode(self.model, self.extractor, clips)
 
     def _augmented(self, ref: AudioRef) -> np.ndarray:
         seed = [self.config.seed, self.optimizer_step, *ref.key.encode()]

@@ -8,8 +8,7 @@ equals G forwards over P + R. Logits exist only where a response token is predic
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +41,10 @@ class PackedRows:
     def tokens(self) -> int:
         """Padded tokens of the forward."""
         return self.ids.numel()
+
+    def to(self, device: torch.device) -> PackedRows:
+        """The same rows on `device`."""
+        return PackedRows(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     def heard(self, audio_id: int) -> Tensor:
         """Where audio goes [B, L]: the prompts' placeholders. One that the policy itself sampled is just a token."""
@@ -203,8 +206,3 @@ def _without_dropout(policy: nn.Module) -> None:
             module.p = 0.0
         for name in [n for n, value in vars(module).items() if "dropout" in n and isinstance(value, float)]:
             setattr(module, name, 0.0)
-
-
-def audio_states(samples: Sequence[TrainingSample], states: dict[str, Any]) -> Tensor:
-    """Encoder states of the samples' clips, in row order, [A, D]."""
-    return torch.cat([states[s.audio.key] for s in samples])

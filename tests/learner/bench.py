@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import AutoFeatureExtractor
 
-from learner.model import SpeechPolicy, audio_states, pack
+from learner.model import SpeechPolicy, pack
 from speechsum.config import LoraConfig
 from speechsum.families import FAMILIES
 from speechsum.prompting import PromptBuilder
@@ -59,7 +59,7 @@ class Bench:
 
     def score(self, samples, candidates, *, temperature=1.0, chunk=1024, pad_id=2):
         """Log-probs, entropy, and the log-probs of candidates [N, K] and of all tokens besides."""
-        rows, states = pack(samples, pad_id), audio_states(samples, self.states)
+        rows, states = pack(samples, pad_id), torch.cat([self.states[s.audio.key] for s in samples])
         return self.policy(rows, states, self.audio_id, candidates, temperature, chunk)
 
     def gradients(self, logprobs, weights):

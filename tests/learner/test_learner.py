@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from learner import learner as module
 from learner.checkpoint import load_checkpoint
 from learner.learner import Learner
 from learner.objective import PAIR_MEANS, SUMS, TOKEN_MEANS
@@ -423,20 +422,6 @@ def test_a_clip_is_encoded_once(make, files, encoded):
     for _ in range(2):
         step(learner, [*samples, replace(samples[0], prompt_id="again")])
     assert sorted(encoded) == sorted(round(16_000 * s) for s in ranks.SECONDS)
-
-
-def test_states_beyond_the_cache_are_encoded_again(make, files, encoded, monkeypatch):
-    learner = make(stage=1)
-    learner.family = Counting()
-    samples = references(learner, files)
-    first = step(learner, samples)
-    monkeypatch.setattr(module, "STATES_CACHE_BYTES", 0)
-    learner.load_adapter(make(stage=1).adapter())
-    again = step(learner, samples)
-    assert again["learner/loss"] == pytest.approx(first["learner/loss"], rel=1e-6)
-    learner.logprobs([replace(samples[0], prompt_ids=learner.prompts.expand(samples[0].prompt_ids.tolist(), 25))])
-    assert encoded.count(16_000) == 3  # by the first step, by the second and for the log-probs
-    assert learner._states_bytes == 0
 
 
 def test_the_placeholder_of_the_data_becomes_one_for_each_audio_token(make, files):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,14 @@ def test_padding_by_hand():
     assert rows.ids.tolist() == [[10, 11, 20], [13, 9, 9]]
     assert rows.segments.tolist() == [[0, 0, 1], [0, PADDING, PADDING]]
     assert rows.predictors.tolist() == [1, 2, 3]
+
+
+def test_rows_move_whole():
+    rows = pack([sample([10, 11], [[20, 21]]), sample([13], [[40]])], pad_id=9)
+    there = rows.to(torch.device("meta"))
+    for field in fields(rows):
+        ours, moved = getattr(rows, field.name), getattr(there, field.name)
+        assert (moved.device.type, moved.shape, moved.dtype) == ("meta", ours.shape, ours.dtype)
 
 
 def test_mask_by_hand():
