@@ -12,10 +12,10 @@ from speechsum.pairwise import (
     FLIPPED,
     PAIRWISE_VERSION,
     combined,
+    decided_by_gates,
     pairwise_messages,
     pairwise_schema,
     parse_verdict,
-    without_asking,
 )
 from speechsum.types import FailureKind, JudgeFailure, Judgement, PairTask, Reward
 
@@ -44,7 +44,7 @@ class PairwiseJudge(EndpointJudge[PairTask]):
     async def _score_one(self, task: PairTask) -> Judgement:
         if not task.transcript.strip():
             return JudgeFailure(FailureKind.BAD_ROW, "no transcript to judge against")
-        decided = without_asking(task)
+        decided = decided_by_gates(task)
         if decided is not None:
             return decided
         straight, exchanged = await asyncio.gather(self._ask(task, False), self._ask(task, True))

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import ray
 from ray import ObjectRef
-from ray.exceptions import ObjectLostError, RayActorError
+from ray.exceptions import RayError, RayTaskError
 
 from actors.published import Published
 from speechsum.config import TeacherConfig
@@ -189,5 +189,7 @@ def _answer(ref: ObjectRef) -> Any:
     """What the teacher says."""
     try:
         return ray.get(ref)
-    except (RayActorError, ObjectLostError) as error:
+    except RayTaskError:  # what the teacher raised itself
+        raise
+    except RayError as error:
         raise RunError("the teacher that the judge asks has died; go on with --resume") from error

@@ -71,7 +71,12 @@ def fetch_or_end(ref: ObjectRef, who: str) -> Any:
     try:
         return fetch(ref, who=who)
     except ActorDied as error:
-        raise RunError(f"{str(error).rstrip('.')}; start again, a run with --resume") from error
+        raise not_replaced(error) from error
+
+
+def not_replaced(death: ActorDied) -> RunError:
+    """The end of a run by a death."""
+    return RunError(f"{str(death).rstrip('.')}; start again, a run with --resume")
 
 
 def wait_for_one(refs: Sequence[ObjectRef], timeout_s: float) -> list[ObjectRef]:

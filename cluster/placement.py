@@ -12,7 +12,10 @@ from speechsum.errors import UserError
 
 
 def beside(config: RunConfig) -> set[str]:
-    """The roles that an evaluation starts beside rollout and judge. A recogniser comes before them, without a GPU."""
+    """The roles that an evaluation starts beside rollout and judge.
+
+    A recogniser takes `rollout.resources` beside the rollout actors, and no GPU.
+    """
     second = {"eval.second_judge"} if config.eval.second_judge else set()
     return second | ({"teacher"} if reads_by_teacher(config) else set())
 

@@ -1,4 +1,4 @@
-"""The learner's ranks, called together."""
+"""The learner's ranks and their calls, which all have to answer."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ import numpy as np
 import ray
 from ray import ObjectRef
 
-from cluster.calls import deployed, fetch, fetch_or_end, none_loads, wait_for_one
-from cluster.elastic import START_TIMEOUT_S, TEND_S
+from cluster.calls import deployed, fetch, none_loads, not_replaced, wait_for_one
+from cluster.elastic import START_TIMEOUT_S, TEND_S, ActorDied
 from cluster.pools import RolloutPool
 from learner.worker import LearnerWorker
 from speechsum.config import RunConfig, StageConfig
 from speechsum.errors import RunError
 from speechsum.types import Batch, PushMode, TrainingSample, WeightsVersion
+
+DEATH_S = 2.0
+"""Ray tells an actor's death within a second."""
 
 
 class RankCall:
@@ -44,7 +47,11 @@ class RankCall:
         """Take in what is done. Raises `RunError` where a rank failed or died; nobody can take its place."""
         for rank in self._silent():
             if self._refs[rank] in done:
-                self._answers[rank] = fetch_or_end(self._refs[rank], f"learner rank {rank}")
+                try:
+                    self._answers[rank] = fetch(self._refs[rank], who=f"learner rank {rank}")
+                except RunError as error:
+                    death = error if isinstance(error, ActorDied) else self._death_of_another(rank)
+                    raise not_replaced(death) if death else error from error
 
     def tend(self) -> None:
         """Raise `RunError` where ranks hang. An answer may be there that nobody has looked at yet."""
@@ -63,6 +70,20 @@ class RankCall:
             self.tend()
             self.settle(wait_for_one(self.watched(), TEND_S))
         return [self._answers[rank] for rank in range(len(self._refs))]
+
+    def _death_of_another(self, failed: int) -> ActorDied | None:
+        """A death fails the others' collectives at once, and may be told a moment after these."""
+        until = time.monotonic() + DEATH_S
+        others = {self._refs[rank]: rank for rank in self._silent() if rank != failed}
+        while others and (done := wait_for_one(list(others), max(until - time.monotonic(), 0.0))):
+            for ref in done:
+                try:
+                    fetch(ref, who=f"learner rank {others.pop(ref)}")
+                except ActorDied as death:
+                    return death
+                except RunError:
+                    continue
+        return None
 
     def _silent(self) -> list[int]:
         return [rank for rank in range(len(self._refs)) if rank not in self._answers]

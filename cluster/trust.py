@@ -92,11 +92,13 @@ class JudgeTrust:
         """
         chosen = self._config.judge.audit
         assert chosen is not None
-        numbers = [path.stem.removeprefix("audit-") for path in self._folder.path.glob("audit-*.json")]
-        newest = max((int(number) for number in numbers if number.isdecimal()), default=None)
+        newest = max((n for n in range(steps + 1) if (self._folder.path / f"audit-{n}.json").exists()), default=None)
         if newest is None:
             return False
-        found = json.loads((self._folder.path / f"audit-{newest}.json").read_text(encoding="utf-8"))
+        try:
+            found = json.loads((self._folder.path / f"audit-{newest}.json").read_text(encoding="utf-8"))
+        except ValueError:  # damaged
+            return False
         asked = self._asked() | {"clips": min(chosen.clips, len(self._prompts))}
         if any(found.get(key) != value for key, value in asked.items()) or doubt_of(found, chosen):
             return False

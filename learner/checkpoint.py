@@ -45,7 +45,7 @@ def save_checkpoint(
     final = folder / f"step_{number:06d}"
     temporary = folder / f"tmp_step_{number:06d}"
     for left in folder.glob("tmp_step_*"):  # by a process that was killed while it saved
-        shutil.rmtree(left)
+        shutil.rmtree(left, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
         _write(temporary, tensors, moments, state, reference or {})

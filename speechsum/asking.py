@@ -16,7 +16,7 @@ Bounds = tuple[float, float]
 
 KEYWORD = r"(?:key[\s-]?(?:words?|terms?|phrases?)|tags)"
 _KEYWORDS = re.compile(rf"\b{KEYWORD}\b")
-_A_KEYWORD = re.compile(r"\b(?:an?|single)\s+(?:\w+\s+)?(?:key[\s-]?(?:word|term|phrase)|tag)\b(?!\s+list)")
+_A_KEYWORD = re.compile(r"\b(?:an?|single)\s+(?:\w+\s+)?key[\s-]?(?:word|term|phrase)\b(?!\s+list)")
 _NUMBER = r"(\d{1,6})"
 _LIMIT = (
     r"(?:at (?:the )?most|under|below|up to|within|limit(?:ed)? (?:it |this |that |yourself )?to|limit of"

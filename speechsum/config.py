@@ -158,7 +158,9 @@ class PooledSection(Section):
     """Actors of one kind. They are `actors` throughout a run or, with a `pool`, that many at its start.
 
     One that has not answered a call within `call_timeout_s` seconds is taken to hang: it is killed, and what it was at
-    goes to another. A call of more than 64 completions (one of evaluation, say) has more time in proportion.
+    goes to another; with rollout.sync `nccl` or `ipc` that ends the run. A call of more than 64 completions (one of
+    evaluation, say) has more time in proportion. Rollout's time-out is that of a cascade's recognisers too, for whom
+    a recording counts as 8 completions.
     """
 
     actors: Positive = 1
@@ -268,6 +270,8 @@ class EndpointConfig(Section):
 
 class AuditConfig(Section):
     """Whether the judge can be trusted, asked before step 0 and after every `every` steps of the run (0: not again).
+
+    And on --resume, where the last audit was of another judge, misses a target or is `every` steps old.
 
     True summaries of `clips` held-out clips (0: no audit) against texts made wrong on purpose. Below `min_spearman`
     (rank correlation with known corruption) or `min_win_rate` (of the kind of canary that is beaten least often) the

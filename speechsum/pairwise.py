@@ -113,7 +113,7 @@ def combined(straight: Reward, exchanged: Reward) -> Reward:
     return Reward(value, breakdown, notes=f"{straight.notes} | exchanged: {exchanged.notes}")
 
 
-def without_asking(task: PairTask) -> Reward | None:
+def decided_by_gates(task: PairTask) -> Reward | None:
     """What needs no judge: a summary that a gate turns down loses, two of them or two equal texts are a tie."""
     if task.summary == task.other:
         return Reward(ABSTAINED)

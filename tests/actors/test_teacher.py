@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from ray.exceptions import ActorDiedError, OwnerDiedError, RayActorError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, OwnerDiedError, RayActorError
 
 from actors import teacher
 from actors.teacher import Teacher, TeachersEngine
@@ -128,7 +128,7 @@ def test_a_teacher_writes_from_the_transcript_too():
     assert Teacher(engine, top_k=1, vocabulary=400).write(PROMPTS, SamplingParams()) == expected
 
 
-@pytest.mark.parametrize("death", [ActorDiedError(), OwnerDiedError("00", None, "")])
+@pytest.mark.parametrize("death", [ActorDiedError(), OwnerDiedError("00", None, ""), OutOfMemoryError("full")])
 def test_a_teacher_s_death_is_not_told_as_the_death_of_the_judge_that_asks_it(monkeypatch, death):
     answers = {"max_model_len": lambda: 7, "dtype": lambda: "float32", "prompt_logprobs": zip}
     calls = {name: SimpleNamespace(remote=answer) for name, answer in answers.items()}

@@ -94,12 +94,19 @@ def test_a_rank_that_fails_is_told_while_its_peer_stands_still(rank: int, fake_r
     fake_ray.answers = {rank: RayTaskError("step", "", RuntimeError("a collective timed out"), "rank", 1, "ip")}
     with pytest.raises(RunError, match=f"^learner rank {rank} failed: RuntimeError: a collective timed out$"):
         step()
-    assert fake_ray.now == 0.0
+    assert fake_ray.now == ranks.DEATH_S
 
 
 def test_a_rank_that_dies_is_named_with_the_remedy(fake_ray: FakeRay) -> None:
     fake_ray.answers = {0: {}, 1: RayActorError(error_msg="It was killed.")}
     with pytest.raises(RunError, match=r"^learner rank 1 died: It was killed; start again, a run with --resume$"):
+        step()
+
+
+def test_a_rank_that_dies_is_named_in_place_of_those_whose_collectives_it_fails(fake_ray: FakeRay) -> None:
+    closed = RayTaskError("step", "", RuntimeError("connection closed by peer"))
+    fake_ray.answers = {0: closed, 1: RayActorError(error_msg="It was killed.")}
+    with pytest.raises(RunError, match=r"^learner rank 1 died: It was killed; start again"):
         step()
 
 

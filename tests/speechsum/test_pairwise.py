@@ -13,11 +13,11 @@ from speechsum.pairwise import (
     OWN_ERRORS,
     PROBABILITY,
     combined,
+    decided_by_gates,
     pairwise_messages,
     pairwise_schema,
     parse_verdict,
     preferred,
-    without_asking,
 )
 from speechsum.types import FailureKind, JudgeFailure, PairTask, Reward
 
@@ -118,7 +118,7 @@ def test_asking_for_the_other_one_gives_the_complement() -> None:
 
 def test_what_needs_no_judge() -> None:
     def decided(summary: str, other: str) -> Reward | None:
-        return without_asking(PairTask(TASK.transcript, TASK.instruction, summary, other))
+        return decided_by_gates(PairTask(TASK.transcript, TASK.instruction, summary, other))
 
     assert decided(GOOD, OTHER) is None
     assert decided(GOOD, GOOD) == Reward(0.5)
