@@ -114,10 +114,10 @@ class Pool:
 
 
 class RayActors:
-    """A pool's side of Ray: see `cluster.elastic.Side`. `make` starts the actor of a given index."""
+    """A pool's side of Ray: see `cluster.elastic.Side`. `make` starts the actor of a given index and `role`."""
 
-    def __init__(self, make: Callable[[int], Any]) -> None:
-        self.start = make
+    def __init__(self, role: str, make: Callable[[int], Any]) -> None:
+        self._role, self.start = role, make
 
     def join(self, actor: Any) -> ObjectRef:
         """See `Side.join`."""
@@ -133,7 +133,7 @@ class RayActors:
 
     def take(self, ref: ObjectRef) -> Any:
         """See `Side.take`."""
-        return fetch(ref)
+        return fetch(ref, who=f"a {self._role} actor")
 
     def kill(self, actor: Any) -> None:
         """See `Side.kill`."""
@@ -151,7 +151,7 @@ class RolloutPool(ElasticPool):
         chosen = config.rollout
         actor = deployed(RolloutActor, chosen.gpus_per_actor, chosen.engine.threads, chosen.resources)
         side = RayActors(
-            lambda index: actor.remote(str(checkpoint), config.model, chosen, index=index, seed=config.seed)
+            "rollout", lambda i: actor.remote(str(checkpoint), config.model, chosen, index=i, seed=config.seed)
         )
         in_store = chosen.backend == "object_store"  # a transfer between GPUs knows the actors of the start only
         super().__init__(
@@ -211,7 +211,7 @@ class JudgePool(ElasticPool):
         actor = deployed(JudgeActor, chosen.gpus_per_actor, chosen.engine.threads, chosen.resources)
         path = str(checkpoint) if checkpoint else None
         asked = teachers.actors if teachers and chosen.path == TEACHER else [None]
-        side = RayActors(lambda index: actor.remote(chosen, path, index=index, teacher=asked[index % len(asked)]))
+        side = RayActors("judge", lambda i: actor.remote(chosen, path, index=i, teacher=asked[i % len(asked)]))
         super().__init__("judge", side, chosen.bounds, chosen.actors, call_timeout_s=chosen.call_timeout_s, say=say)
         self._pairwise = chosen.kind == "pairwise"
 

@@ -54,7 +54,7 @@ def test_who_dies_hangs_or_is_asked_to_go_is_replaced_and_every_request_is_answe
     names = ["kills the first", "ends the second", "stops the third", "a", "b", "c", "d", "e", "f"]
     said: list[str] = []
     with ray_session(None, MemoryWatch(), lambda text: None):
-        side = RayActors(lambda index: FakeRollout.options(num_cpus=0).remote(index))
+        side = RayActors("rollout", lambda index: FakeRollout.options(num_cpus=0).remote(index))
         pool = ElasticPool("rollout", side, PoolConfig(min=3, max=3), 3, call_timeout_s=10.0, say=said.append)
         hanging = psutil.Process(fetch(pool._members[2].actor.process.remote()))
         fetch([member.joining for member in pool._members])

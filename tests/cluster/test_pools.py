@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ray import exceptions
 
 import actors.judge
 import actors.recogniser
 import actors.teacher
 from cluster import calls, pools, ranks
-from cluster.elastic import START_TIMEOUT_S, WORK_IN_TIME, ActorDied
+from cluster.elastic import WORK_IN_TIME
 from speechsum.audio import AudioLimits
 from speechsum.config import RunConfig
 from speechsum.errors import RunError
@@ -70,29 +69,6 @@ def test_every_role_asks_for_its_own_resources(monkeypatch: pytest.MonkeyPatch) 
         {"rollout": 1},
         {"judge": 0.5},
     ]
-
-
-@pytest.mark.parametrize(
-    ("error", "told", "message"),
-    [
-        (exceptions.OutOfMemoryError("full"), ActorDied, "rollout 0 was lost: OutOfMemoryError: full"),
-        (exceptions.NodeDiedError("gone"), ActorDied, "rollout 0 was lost: NodeDiedError: gone"),
-        (exceptions.RuntimeEnvSetupError("no"), ActorDied, "rollout 0 was lost: RuntimeEnvSetupError: no"),
-        (exceptions.ActorUnschedulableError("no"), ActorDied, "rollout 0 was lost: ActorUnschedulableError: .* no"),
-        (exceptions.RayActorError(), ActorDied, "rollout 0 died: The actor experienced an error"),
-        (exceptions.OutOfDiskError("full"), RunError, "no answer of rollout 0: OutOfDiskError: .*; see the Ray logs"),
-    ],
-)
-def test_what_ray_raises_is_told_as_a_death_or_ends_the_run(
-    error: Exception, told: type[RunError], message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def get(ref: Any, timeout: float | None) -> None:
-        raise error
-
-    monkeypatch.setattr(calls.ray, "get", get)
-    with pytest.raises(RunError, match=message) as raised:
-        calls.fetch("ref", who="rollout 0")
-    assert type(raised.value) is told
 
 
 # --- pools whose actors answer at once -----------------------------------------------------------------------------
@@ -270,27 +246,6 @@ def test_a_recogniser_has_more_time_the_more_it_hears(
     with pytest.raises(RunError, match=r"^recogniser 0 has not answered for 21 s; start again, a run with --resume$"):
         pool.transcribe_all([AudioRef(f"{i}.wav") for i in range(16)], AudioLimits(max_s=30.0))
     assert clock() == 21.0
-
-
-def test_who_has_no_place_is_not_waited_for_for_ever(clock: Callable[[], float]) -> None:
-    loaded = SimpleNamespace(role="judge", ready=lambda: [Answer("lexical/1")])
-    waiting = SimpleNamespace(role="rollout", ready=lambda: [Answer("node", there=False) for _ in range(2)])
-    said: list[str] = []
-    calls.wait_until_loaded([loaded], said.append)
-    assert said == ["models loaded: 1 of 1"]
-    with pytest.raises(RunError, match=r"no model has loaded for 1800 s, .* waited for: rollout 2; do the nodes offer"):
-        calls.wait_until_loaded([loaded, waiting], said.append)
-    assert said[1:] == ["models loaded: 1 of 3"]
-    assert clock() == START_TIMEOUT_S
-
-
-def test_a_model_that_loads_gives_the_others_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    refs = [Answer(index) for index in range(3)]
-    waits: list[float] = []
-    monkeypatch.setattr(calls, "fetch", lambda ref, who="": None)
-    monkeypatch.setattr(calls, "wait_for_one", lambda refs, timeout_s: waits.append(timeout_s) or [refs[0]])
-    calls.wait_until_loaded([SimpleNamespace(role="teacher", ready=lambda: refs)])
-    assert waits == [START_TIMEOUT_S] * 3
 
 
 @pytest.mark.usefixtures("_no_ray")
