@@ -24,7 +24,8 @@ def finished(folder: Path, name: str, judge: dict[str, list[float]], last: str =
         for i in range(2)
     ]
     (run / "eval.json").write_text(json.dumps({"items": items}))
-    (run / "summary.json").write_text(json.dumps({"stages": ["sft", last], "wall_s": 120.0}))
+    stages = [row for row in judge if row not in ("before", "teacher", "after")]
+    (run / "summary.json").write_text(json.dumps({"stages": [*stages, last], "wall_s": 120.0}))
 
 
 def test_variants_differ_from_the_recipe_by_their_stages_and_teacher() -> None:
@@ -43,7 +44,8 @@ def test_variants_differ_from_the_recipe_by_their_stages_and_teacher() -> None:
 
 
 def test_seeds_are_pooled_and_each_stage_is_paired_with_the_one_above(tmp_path: Path) -> None:
-    finished(tmp_path, "full-1", {"before": [0.1, 0.3], "sft": [0.2, 0.4], "after": [0.2, 0.4]})
+    read = {"teacher": [0.9, 0.9]}  # by whom nothing is trained
+    finished(tmp_path, "full-1", {"before": [0.1, 0.3], **read, "sft": [0.2, 0.4], "after": [0.2, 0.4]})
     finished(tmp_path, "full-2", {"before": [0.2, 0.4], "sft": [0.3, 0.5], "after": [0.3, 0.5]})
     lines = table(tmp_path).splitlines()
     blank = " | " * (len(MEASURES) - 1)

@@ -100,20 +100,20 @@ class Variant:
         self.rows: dict[str, Values] = {}
 
     def add(self, run_dir: Path) -> None:
-        """One more run."""
+        """One more run: its start and its stages, without those who read in the student's place (`eval.rows`)."""
         evaluation = json.loads((run_dir / "eval.json").read_text(encoding="utf-8"))
         summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-        last = summary["stages"][-1]
+        rows = {"before": "before", **{stage: stage for stage in summary["stages"]}, "after": summary["stages"][-1]}
         seed = run_dir.name.rsplit("-", 1)[1]
         self.seeds.append(seed)
         self.minutes.append(summary["wall_s"] / 60)
         for item in evaluation["items"]:
             self.items.append((seed, item["id"]))
             self.recordings.append((seed, item["recording"]))
-            for row, answer in item["answers"].items():
-                own = self.rows.setdefault(last if row == "after" else row, defaultdict(list))
+            for row in (row for row in rows if row in item["answers"]):
+                own = self.rows.setdefault(rows[row], defaultdict(list))
                 for measure in MEASURES:
-                    own[measure].append(answer["measures"].get(measure))
+                    own[measure].append(item["answers"][row]["measures"].get(measure))
 
     def answers(self, row: str, measure: str) -> dict[tuple[str, str], float | None]:
         """What each item got from the weights of a row."""
