@@ -66,16 +66,8 @@ def fetch(refs: Any, timeout_s: float | None = None, who: str = "an actor") -> A
         ) from error
 
 
-def fetch_or_end(ref: ObjectRef, who: str) -> Any:
-    """The answer of an actor whose place nobody can take, so that its death ends the run."""
-    try:
-        return fetch(ref, who=who)
-    except ActorDied as error:
-        raise not_replaced(error) from error
-
-
 def not_replaced(death: ActorDied) -> RunError:
-    """The end of a run by a death."""
+    """The end of a run by the death of an actor whose place nobody can take."""
     return RunError(f"{str(death).rstrip('.')}; start again, a run with --resume")
 
 

@@ -17,8 +17,8 @@ import ray
 from ray import ObjectRef
 
 from actors.rollout import Rolled, RolloutActor
-from cluster.calls import deployed, fetch, fetch_or_end, wait_for_one
-from cluster.elastic import TEND_S, ElasticPool, State, Ticket, check_versions, patience_s
+from cluster.calls import deployed, fetch, not_replaced, wait_for_one
+from cluster.elastic import TEND_S, ActorDied, ElasticPool, State, Ticket, check_versions, patience_s
 from speechsum.audio import AudioLimits
 from speechsum.config import TEACHER, RunConfig
 from speechsum.data import Draw
@@ -79,7 +79,10 @@ class Pool:
         index = self._index(ref)
         del self._calls[index][ref]
         self._since[index] = time.monotonic()
-        return fetch_or_end(ref, f"{self.role} {index}")
+        try:
+            return fetch(ref, who=f"{self.role} {index}")
+        except ActorDied as error:
+            raise not_replaced(error) from error
 
     def stop_if_hanging(self) -> None:
         """Raise `RunError` where an actor has been at one call for too long; nobody can take its place."""

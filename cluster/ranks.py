@@ -51,7 +51,9 @@ class RankCall:
                     self._answers[rank] = fetch(self._refs[rank], who=f"learner rank {rank}")
                 except RunError as error:
                     death = error if isinstance(error, ActorDied) else self._death_of_another(rank)
-                    raise not_replaced(death) if death else error from error
+                    if death is None:
+                        raise
+                    raise not_replaced(death) from death
 
     def tend(self) -> None:
         """Raise `RunError` where ranks hang. An answer may be there that nobody has looked at yet."""

@@ -14,7 +14,7 @@ import pytest
 import actors.judge
 import actors.recogniser
 import actors.teacher
-from cluster import calls, pools, ranks
+from cluster import pools, ranks
 from cluster.elastic import WORK_IN_TIME
 from speechsum.audio import AudioLimits
 from speechsum.config import RunConfig
@@ -113,9 +113,8 @@ class FakeClass:
 
 @pytest.fixture
 def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (calls, pools):
-        monkeypatch.setattr(module, "fetch", lambda ref, who="": ref.value)
-        monkeypatch.setattr(module, "wait_for_one", lambda refs, timeout_s: [ref for ref in refs if ref.there])
+    monkeypatch.setattr(pools, "fetch", lambda ref, who="": ref.value)
+    monkeypatch.setattr(pools, "wait_for_one", lambda refs, timeout_s: [ref for ref in refs if ref.there])
     monkeypatch.setattr(pools.RayActors, "leaving_nodes", lambda self: ())
     monkeypatch.setattr(pools.RayActors, "kill", lambda self, actor: None)
 
@@ -213,9 +212,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
         now += 0.0 if done else timeout_s
         return done
 
-    monkeypatch.setattr(calls, "fetch", lambda ref, who="": ref.value)
-    for module in (calls, pools):
-        monkeypatch.setattr(module, "wait_for_one", wait)
+    monkeypatch.setattr(pools, "fetch", lambda ref, who="": ref.value)
+    monkeypatch.setattr(pools, "wait_for_one", wait)
     monkeypatch.setattr(pools.time, "monotonic", lambda: now)
     return lambda: now
 
